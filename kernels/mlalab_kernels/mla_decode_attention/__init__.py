@@ -1,0 +1,1 @@
+"""Absorbed MQA over the paged latent cache."""

@@ -1,0 +1,1 @@
+"""MHA over decompressed keys and values."""

@@ -1,0 +1,1 @@
+"""In-place RoPE on query and key."""

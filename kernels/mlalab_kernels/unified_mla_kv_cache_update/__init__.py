@@ -1,0 +1,1 @@
+"""Latent cache write of already rotated rows."""

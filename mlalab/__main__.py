@@ -1,0 +1,7 @@
+"""`python -m mlalab`."""
+
+import sys
+
+from mlalab.cli import main
+
+sys.exit(main())

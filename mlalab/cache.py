@@ -1,0 +1,96 @@
+"""The paged latent cache: one row `[latent | rotated rope key]` per token, in blocks.
+
+FP8 rows are stored as `uint8`, as vLLM does, and viewed as the device's FP8 type, without a copy,
+only where a kernel is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mlalab.env import fp8_dtype
+from mlalab.errors import ConfigError, InputError
+
+KVCacheDtype = Literal["auto", "fp8"]
+PAD_SLOT = -1
+"""Slot of a padded token: never written."""
+
+
+class PagedLatentCache:
+    """Cache of one layer, `[num_blocks, block_size, C]`.
+
+    Args:
+        kv_cache_dtype: "auto" stores rows in `dtype`; "fp8" stores bytes.
+        dtype: activation dtype of the layer.
+    """
+
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        cache_dim: int,
+        *,
+        kv_cache_dtype: KVCacheDtype = "auto",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if kv_cache_dtype not in get_args(KVCacheDtype):
+            raise ConfigError(
+                f"kv_cache_dtype must be one of {', '.join(get_args(KVCacheDtype))}, "
+                f"got {kv_cache_dtype!r}."
+            )
+        self.kv_cache_dtype = kv_cache_dtype
+        stored = torch.uint8 if kv_cache_dtype == "fp8" else dtype
+        shape = (num_blocks, block_size, cache_dim)
+        self.storage_BKC = torch.zeros(shape, dtype=stored, device=device)
+        self.typed_dtype = fp8_dtype(self.storage_BKC.device) if stored == torch.uint8 else dtype
+
+    @property
+    def block_size(self) -> int:
+        """Slots in one block."""
+        return self.storage_BKC.size(1)
+
+    @property
+    def num_slots(self) -> int:
+        """Rows in all."""
+        return self.storage_BKC.size(0) * self.storage_BKC.size(1)
+
+    @property
+    def typed_BKC(self) -> Tensor:
+        """The storage seen in the type its bytes mean; zero-copy."""
+        return self.storage_BKC.view(self.typed_dtype)
+
+    @property
+    def rows_SC(self) -> Tensor:
+        """The typed storage as one row per slot; zero-copy."""
+        return self.typed_BKC.flatten(0, 1)
+
+
+def slots_of(
+    block_table: Tensor, query_lens: Sequence[int], seq_lens: Sequence[int], block_size: int
+) -> Tensor:
+    """Return the slot of each new token, `[T]` int64: block · block_size + offset.
+
+    Args:
+        block_table: `[requests, max_blocks]` int, the blocks of each request in order.
+        query_lens, seq_lens: new tokens and total tokens (new ones included) of each request.
+
+    Raises:
+        InputError: a request is longer than its blocks.
+    """
+    slots = []
+    for blocks, query_len, seq_len in zip(block_table, query_lens, seq_lens, strict=True):
+        if seq_len > blocks.numel() * block_size:
+            raise InputError(
+                f"A request of {seq_len} tokens does not fit its {blocks.numel()} blocks of "
+                f"{block_size}; widen the block table."
+            )
+        at = torch.arange(seq_len - query_len, seq_len, device=block_table.device)
+        slots.append(blocks[at // block_size].long() * block_size + at % block_size)
+    if not slots:
+        return torch.empty(0, dtype=torch.int64, device=block_table.device)
+    return torch.cat(slots)

@@ -1,0 +1,121 @@
+"""The command line: `python -m mlalab trace | doctor | clean`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlalab import __version__
+from mlalab.errors import MlalabError
+
+
+def _trace(arguments: argparse.Namespace) -> int:
+    # Torch and Inductor take seconds to import: `--help` and `clean` must not wait for them.
+    import torch
+
+    from mlalab.env import default_device
+    from mlalab.lab import trace
+    from mlalab.layers.mla import MLAOptions
+
+    def say(message: str) -> None:
+        print(message, file=sys.stderr, flush=True)
+
+    options = MLAOptions(
+        kv_cache_dtype=arguments.kv_cache_dtype,
+        rope_custom_op=arguments.rope_custom_op,
+        dtype=getattr(torch, arguments.dtype),
+        device=arguments.device or default_device(),
+    )
+    for path in (arguments.html, arguments.json):
+        if path is not None and not path.parent.is_dir():
+            raise MlalabError(f"Cannot write {path}: the folder {path.parent} does not exist.")
+    say(f"building {arguments.model} and compiling it with torch.compile ...")
+    result = trace(
+        arguments.model,
+        tokens=arguments.tokens,
+        num_layers=arguments.layers,
+        level=arguments.level,
+        options=options,
+        mode=arguments.mode,
+        dynamic=arguments.dynamic,
+    )
+    if arguments.check:
+        say("running every step's graph on the same random input ...")
+        result.check()
+    print(result)
+    for step in result.steps:
+        if step.kind == "fusion":
+            print(f"\n{step.name}: {result.why(step.name)}")
+    for path, write in ((arguments.html, result.to_html), (arguments.json, result.save)):
+        if path is not None:
+            write(path)
+            say(f"wrote {path}")
+    return 0 if result.ok or not arguments.check else 1
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from mlalab.env import report
+
+    facts = report()
+    width = max(map(len, facts))
+    for subject, fact in facts.items():
+        print(f"{subject:<{width}}  {fact}")
+    return 0
+
+
+def _clean(arguments: argparse.Namespace) -> int:
+    from mlalab.notebook_clean import clean_paths
+
+    changed = clean_paths(arguments.files, check=arguments.check)
+    for path in changed:
+        print(f"{'would change' if arguments.check else 'cleaned'} {path}")
+    return 1 if arguments.check and changed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mlalab",
+        description="A lab bench for fusing the decode path of multi-head latent attention.",
+    )
+    parser.add_argument("--version", action="version", version=f"mlalab {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    trace = commands.add_parser("trace", help="compile a layer and show what every pass did")
+    trace.set_defaults(run=_trace)
+    trace.add_argument("--model", required=True, help="a preset, or a Hugging Face directory")
+    trace.add_argument("--tokens", type=int, default=8, help="decode tokens in the batch (8)")
+    trace.add_argument("--layers", type=int, default=1, help="how many layers in a row (1)")
+    trace.add_argument("--kv-cache-dtype", default="auto", help="auto or fp8 (auto)")
+    trace.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    trace.add_argument("--level", default="O2", help="O0, O1, O2 or O3 (O2)")
+    trace.add_argument("--mode", default="display", help="display or inductor (display)")
+    trace.add_argument("--device", help="cpu or cuda (the accelerator when there is one)")
+    trace.add_argument("--dynamic", action="store_true", help="one graph for any token count")
+    trace.add_argument("--rope-custom-op", action="store_true", help="RoPE as the in-place op")
+    trace.add_argument("--no-check", dest="check", action="store_false", help="skip the proof")
+    trace.add_argument("--html", type=Path, metavar="FILE", help="write a page that steps")
+    trace.add_argument("--json", type=Path, metavar="FILE", help="write the trace")
+
+    doctor = commands.add_parser("doctor", help="what this machine is and what it can run")
+    doctor.set_defaults(run=_doctor)
+
+    clean = commands.add_parser("clean", help="normalise committed notebooks")
+    clean.set_defaults(run=_clean)
+    clean.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    clean.add_argument("--check", action="store_true", help="change nothing, fail if it would")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; an error that mlalab raises on purpose is one sentence on stderr."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except MlalabError as error:
+        print(f"mlalab: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mlalab: interrupted", file=sys.stderr)
+        return 130

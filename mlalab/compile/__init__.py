@@ -1,0 +1,1 @@
+"""Configuration, capture and (later) dispatch of compiled layers."""

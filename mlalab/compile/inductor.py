@@ -1,0 +1,95 @@
+"""The private parts of Inductor that a recording backend needs, each touched here only.
+
+`tests/compile/test_inductor.py` says which of them a new torch changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import fx
+from torch._functorch.aot_autograd import make_boxed_func
+from torch._inductor import compile_fx as inductor
+from torch._inductor.fx_passes import post_grad
+from torch._inductor.virtualized import V
+from torch.fx.passes.graph_transform_observer import GraphTransformObserver
+
+from mlalab.passes.driver import PassDriver
+from mlalab.recorder import Recorder
+
+CUSTOM_PASS_STAGE = "post_grad_custom_post_pass"
+
+
+@contextlib.contextmanager
+def configured(driver: PassDriver) -> Iterator[None]:
+    """Set what compiling under `driver` needs: its hook, v1 functionalisation, no graph cache.
+
+    With a warm cache Inductor would skip the passes, and nothing would be recorded.
+    """
+    with (
+        torch._inductor.config.patch(
+            enable_auto_functionalized_v2=False,
+            fx_graph_cache=False,
+            post_grad_custom_post_pass=driver,
+        ),
+        torch._functorch.config.patch(enable_autograd_cache=False),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def recording_inductor_passes(recorder: Recorder) -> Iterator[None]:
+    """Record each of Inductor's own post-grad passes that changes the graph."""
+    observer = GraphTransformObserver
+
+    def recorded(original: Callable[..., Any]) -> Callable[..., Any]:
+        def apply(self: Any, pass_fn: Callable[..., Any]) -> Any:
+            if self.passname == CUSTOM_PASS_STAGE:
+                return original(self, pass_fn)
+            with recorder.step(self.passname, "inductor", self.gm) as draft:
+                draft.keep_unchanged = False
+                draft.note = "One of Inductor's own passes."
+                return original(self, pass_fn)
+
+        return apply
+
+    with (
+        mock.patch.object(observer, "apply_graph_pass", recorded(observer.apply_graph_pass)),
+        mock.patch.object(observer, "apply_gm_pass", recorded(observer.apply_gm_pass)),
+    ):
+        yield
+
+
+def normalise_views(gm: fx.GraphModule) -> None:
+    """Turn views into reshapes, as Inductor does before its post-grad passes; idempotent."""
+    post_grad.view_to_reshape(gm)
+
+
+def run_post_grad(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    """Run Inductor's post-grad passes on `gm` and return a function that interprets the result.
+
+    This is what Inductor does up to the point where it would write code.
+    """
+    normalise_views(gm)
+    with torch.no_grad():
+        fake_mode = inductor.fake_tensor_prop(gm, example_inputs)
+    with V.set_fake_mode(fake_mode):
+        post_grad.post_grad_passes(gm, True)
+    gm.recompile()
+    return make_boxed_func(gm.forward)
+
+
+def compile_with(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], inner: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Lower a Dynamo graph through AOTAutograd; `inner(gm, inputs, ...)` compiles the result."""
+    return inductor.compile_fx(gm, example_inputs, inner_compile=inner)
+
+
+def generate_code(gm: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Callable[..., Any]:
+    """Compile a post-AOTAutograd graph to code: Inductor's own inner compiler."""
+    return inductor.compile_fx_inner(gm, inputs, **options)

@@ -1,0 +1,171 @@
+"""The forward context: what an op finds by layer name while a graph runs.
+
+A compiled graph holds only the layer's name; caches, slots and batch metadata change from step to
+step and are looked up here at run time. The context is explicit and scoped: outside a
+`with forward_context(...)` an op that needs it raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mlalab.cache import PagedLatentCache, slots_of
+from mlalab.errors import ContextError, InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchMetadata:
+    """The requests of one step, decode requests first.
+
+    Args:
+        query_lens: new tokens of each request in this step.
+        context_lens: tokens of each request that are in the cache already.
+        num_decodes: how many of the first requests take the decode path.
+        block_table: `[requests, max_blocks]` int, the cache blocks of each request.
+    """
+
+    query_lens: tuple[int, ...]
+    context_lens: tuple[int, ...]
+    num_decodes: int
+    block_table: Tensor
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.query_lens), len(self.context_lens), self.block_table.size(0)}
+        if len(lengths) != 1:
+            raise InputError(
+                f"query_lens, context_lens and block_table must name the same requests, "
+                f"got {len(self.query_lens)}, {len(self.context_lens)} and "
+                f"{self.block_table.size(0)}."
+            )
+        if not 0 <= self.num_decodes <= len(self.query_lens):
+            raise InputError(
+                f"num_decodes must lie in 0..{len(self.query_lens)}, got {self.num_decodes}."
+            )
+
+    @property
+    def seq_lens(self) -> tuple[int, ...]:
+        """Total tokens of each request, the new ones included."""
+        return tuple(c + q for c, q in zip(self.context_lens, self.query_lens, strict=True))
+
+    @property
+    def num_tokens(self) -> int:
+        """New tokens of all requests."""
+        return sum(self.query_lens)
+
+    @property
+    def num_decode_tokens(self) -> int:
+        """New tokens of the decode requests: the first rows of the batch."""
+        return sum(self.query_lens[: self.num_decodes])
+
+    def positions(self) -> Tensor:
+        """Return the position of each new token, `[T]` int64."""
+        spans = [
+            torch.arange(context, context + query, device=self.block_table.device)
+            for context, query in zip(self.context_lens, self.query_lens, strict=True)
+        ]
+        if not spans:
+            return torch.empty(0, dtype=torch.int64, device=self.block_table.device)
+        return torch.cat(spans)
+
+    def slot_mapping(self, block_size: int) -> Tensor:
+        """Return the cache slot of each new token, `[T]` int64."""
+        return slots_of(self.block_table, self.query_lens, self.seq_lens, block_size)
+
+
+def make_batch(
+    query_lens: Sequence[int],
+    context_lens: Sequence[int],
+    *,
+    num_decodes: int,
+    block_size: int,
+    device: torch.device | str | None = None,
+) -> BatchMetadata:
+    """Lay requests out in consecutive cache blocks and return their metadata.
+
+    Block 0 belongs to the first request, and so on: a small stand-in for a block allocator.
+    """
+    needed = [-(-(c + q) // block_size) for c, q in zip(context_lens, query_lens, strict=True)]
+    width = max(needed, default=0)
+    table = torch.zeros((len(needed), width), dtype=torch.int32, device=device)
+    first = 0
+    for request, count in enumerate(needed):
+        table[request, :count] = torch.arange(first, first + count, dtype=torch.int32)
+        first += count
+    return BatchMetadata(
+        query_lens=tuple(query_lens),
+        context_lens=tuple(context_lens),
+        num_decodes=num_decodes,
+        block_table=table,
+    )
+
+
+class AttentionLayer(Protocol):
+    """What the ops need of a layer."""
+
+    @property
+    def kv_cache(self) -> PagedLatentCache:
+        """The layer's paged cache."""
+
+    def attend(
+        self, q_TNH: Tensor, kv_c_TL: Tensor, k_pe_T1R: Tensor, metadata: BatchMetadata
+    ) -> Tensor:
+        """Return attention of the batch, `[T, N, V]`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardContext:
+    """What one forward pass needs beside its arguments.
+
+    `metadata=None` is a profile run: attention returns zeros. `slot_mapping=None` writes no cache;
+    it may be shorter than the batch (padded rows) and hold negative slots (skipped).
+    `checked=True` verifies positions and slots and raises; unchecked clamps and skips.
+    """
+
+    layers: Mapping[str, AttentionLayer]
+    metadata: BatchMetadata | None = None
+    slot_mapping: Tensor | None = None
+    checked: bool = True
+
+    def layer(self, name: str) -> AttentionLayer:
+        """Return the layer called `name`."""
+        if name not in self.layers:
+            raise ContextError(
+                f"The forward context has no layer {name!r}; it has: {', '.join(self.layers)}."
+            )
+        return self.layers[name]
+
+
+_CURRENT: ContextVar[ForwardContext | None] = ContextVar("mlalab_forward_context", default=None)
+
+
+@contextmanager
+def forward_context(context: ForwardContext) -> Iterator[ForwardContext]:
+    """Make `context` the current one inside the `with` block; contexts nest."""
+    token = _CURRENT.set(context)
+    try:
+        yield context
+    finally:
+        _CURRENT.reset(token)
+
+
+def current_context() -> ForwardContext:
+    """Return the current forward context.
+
+    Raises:
+        ContextError: no `with forward_context(...)` is open.
+    """
+    context = _CURRENT.get()
+    if context is None:
+        raise ContextError(
+            "This op reads the cache by layer name and found no forward context; "
+            "run the model inside `with mlalab.forward_context(...)`."
+        )
+    return context

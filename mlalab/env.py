@@ -1,0 +1,108 @@
+"""What this machine is: device, architecture, FP8 type, AITER. The only place that asks."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+from dataclasses import dataclass
+
+import torch
+
+_FNUZ_ARCH_PREFIX = "gfx94"
+
+
+def default_device() -> torch.device:
+    """Return the accelerator when there is one, otherwise the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def arch(device: torch.device | str | None = None) -> str:
+    """Return the architecture name: `gfx942`, `sm_90`, or the processor's for a CPU."""
+    device = torch.device(device) if device is not None else default_device()
+    if device.type != "cuda":
+        return platform.machine()
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return str(properties.gcnArchName).split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+def fp8_dtype(device: torch.device | str | None = None) -> torch.dtype:
+    """Return the FP8 type that cache bytes mean on `device`.
+
+    gfx94x has its own format (no negative zero, other bias); everything else uses e4m3fn.
+    """
+    if arch(device).startswith(_FNUZ_ARCH_PREFIX):
+        return torch.float8_e4m3fnuz
+    return torch.float8_e4m3fn
+
+
+@dataclass(frozen=True, slots=True)
+class AiterProbe:
+    """Whether AMD's AITER can be called here, and one sentence on why or why not."""
+
+    usable: bool
+    detail: str
+
+
+def probe_aiter() -> AiterProbe:
+    """Look for AMD's AITER without importing it where it cannot work.
+
+    The PyPI project called `aiter` is an unrelated async-iterator package.
+    """
+    if importlib.util.find_spec("aiter") is None:
+        return AiterProbe(False, "not installed; only used on ROCm, from github.com/ROCm/aiter")
+    if _is_pypi_impostor():
+        return AiterProbe(
+            False,
+            "the installed 'aiter' is PyPI's async-iterator package, not AMD's; uninstall it and "
+            "build github.com/ROCm/aiter",
+        )
+    if not torch.version.hip:
+        return AiterProbe(False, "installed, but this torch is not a ROCm build")
+    return _import_aiter()
+
+
+def _is_pypi_impostor() -> bool:
+    try:
+        summary = str(importlib.metadata.metadata("aiter").json.get("summary", "")).lower()
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return "iter" in summary and "rocm" not in summary
+
+
+def _import_aiter() -> AiterProbe:
+    try:
+        import aiter
+    except (ImportError, RuntimeError, OSError) as error:
+        return AiterProbe(False, f"import failed: {error}")
+    if not hasattr(aiter, "fused_qk_rope_concat_and_cache_mla"):
+        return AiterProbe(
+            False, "installed, but too old: it has no fused_qk_rope_concat_and_cache_mla"
+        )
+    return AiterProbe(True, "ready")
+
+
+def report() -> dict[str, str]:
+    """Return what matters about this machine, one short line per subject."""
+    device = default_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "no accelerator found"
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "transformers": _version("transformers"),
+        "device": f"{device.type} ({name})",
+        "arch": arch(device),
+        "fp8": str(fp8_dtype(device)).removeprefix("torch."),
+        "aiter": probe_aiter().detail,
+        "cores": str(torch.get_num_threads()),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

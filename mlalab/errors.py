@@ -1,0 +1,35 @@
+"""One exception class per kind of problem.
+
+Every message says what is wrong, where, and what to try, in one sentence that the
+command line can print as it is.
+"""
+
+from __future__ import annotations
+
+
+class MlalabError(Exception):
+    """Base of every error that mlalab raises on purpose."""
+
+
+class ConfigError(MlalabError):
+    """A shape, preset, flag or option that cannot be used as given."""
+
+
+class CheckpointError(MlalabError):
+    """A model directory that cannot be read: missing file or tensor, wrong shape, unknown kind."""
+
+
+class ContextError(MlalabError):
+    """An op ran without the forward context it needs, or with one that does not fit."""
+
+
+class InputError(MlalabError):
+    """A tensor argument that breaks an op's contract."""
+
+
+class TraceError(MlalabError):
+    """A trace that cannot be recorded, checked, saved or loaded."""
+
+
+class VerifyError(MlalabError):
+    """A graph that a pass left malformed: found by the driver, never meant to reach a user."""

@@ -1,0 +1,176 @@
+"""Reading FX graphs: what a node calls, what it writes, and whose storage it shares.
+
+Everything that knows how a functionalised op looks in the graph is here.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._dynamo.utils import detect_fake_mode
+from torch._higher_order_ops.auto_functionalize import auto_functionalized
+from torch._subclasses import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+aten = torch.ops.aten
+
+SHAPE_ONLY = frozenset(
+    {
+        aten.reshape.default,
+        aten.view.default,
+        aten.unsqueeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten._unsafe_view.default,
+    }
+)
+"""Ops that keep the elements in row-major order and change only the shape."""
+
+VIEWS = SHAPE_ONLY | {
+    aten.slice.Tensor,
+    aten.split_with_sizes.default,
+    aten.split.Tensor,
+    aten.select.int,
+    aten.expand.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.alias.default,
+    aten.as_strided.default,
+    operator.getitem,
+    aten.sym_size.int,
+}
+"""Ops that move no data."""
+
+
+def is_call(node: Any, *targets: Any) -> bool:
+    """Return whether `node` is a call of one of `targets`."""
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def value_of(node: fx.Node) -> Any:
+    """Return the fake value that tracing left on `node`, or None."""
+    return node.meta.get("val", node.meta.get("example_value"))
+
+
+def wrapped_op(node: fx.Node) -> torch._ops.OpOverload | None:
+    """Return the op that an `auto_functionalized` node stands for, or None."""
+    if is_call(node, auto_functionalized):
+        return node.args[0]
+    return None
+
+
+def mutated_arguments(op: Any) -> tuple[str, ...]:
+    """Return the names of the arguments that `op` declares it writes, from its schema."""
+    schema = getattr(op, "_schema", None)
+    if schema is None:
+        return ()
+    return tuple(
+        argument.name
+        for argument in schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+
+
+def bound_arguments(node: fx.Node) -> dict[str, Any]:
+    """Return a call's arguments by schema name, positional ones included."""
+    op = wrapped_op(node)
+    if op is not None:
+        return dict(node.kwargs)
+    names = [argument.name for argument in node.target._schema.arguments]
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def written_nodes(node: fx.Node) -> tuple[fx.Node, ...]:
+    """Return the input nodes that a plain (not functionalised) call writes in place."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return ()
+    names = mutated_arguments(node.target)
+    arguments = bound_arguments(node) if names else {}
+    return tuple(x for name in names if isinstance(x := arguments.get(name), fx.Node))
+
+
+def storage_key(node: fx.Node) -> int | None:
+    """Return an identity of the node's fake storage: equal for aliases; None for non-tensors."""
+    value = value_of(node)
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return None
+    return value.untyped_storage()._cdata
+
+
+def fake_mode_of(values: Any) -> FakeTensorMode:
+    """Return the fake mode that a graph's recorded values live in."""
+    mode = detect_fake_mode(values)
+    assert mode is not None, "a traced graph carries fake tensors"
+    return mode
+
+
+def refresh_views(nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    """Recompute the fake values of those of `nodes` that are views, and of views of them.
+
+    Returns the nodes whose values were recomputed.
+
+    After a view's input is replaced, its recorded value still shares the old storage, and an alias
+    analysis would be misled.
+    """
+    queue, refreshed = list(nodes), []
+    while queue:
+        node = queue.pop(0)
+        if not is_call(node, *VIEWS) or value_of(node) is None:
+            continue
+        args = fx.node.map_arg(node.args, value_of)
+        with fake_mode_of(args):
+            node.meta["val"] = node.target(*args, **node.kwargs)
+        refreshed.append(node)
+        queue += node.users
+    return refreshed
+
+
+def give_own_values(nodes: Iterable[fx.Node]) -> None:
+    """Give each of `nodes` a fake value of its own: new storage, or its input's for a view.
+
+    Nodes copied from one traced graph share their values, and would pass for aliases.
+    """
+    for node in nodes:
+        if is_call(node, *VIEWS):
+            refresh_views([node])
+        elif "val" in node.meta:
+            node.meta["val"] = pytree.tree_map_only(Tensor, _own_storage, node.meta["val"])
+
+
+def _own_storage(value: Tensor) -> Tensor:
+    with fake_mode_of(value):
+        return value.new_empty_strided(value.size(), value.stride())
+
+
+def layer_of(node: fx.Node) -> str | None:
+    """Return a node's attention layer: the one its op names, or the module it was traced in."""
+    op = wrapped_op(node) or node.target
+    if isinstance(op, torch._ops.OpOverload) and op.namespace == "mlalab":
+        name = bound_arguments(node).get("layer_name")
+        if isinstance(name, str):
+            return name
+    for path, module_type in reversed((node.meta.get("nn_module_stack") or {}).values()):
+        if getattr(module_type, "__name__", str(module_type)).endswith("MLAAttention"):
+            return str(path)
+    return None
+
+
+def op_name(node: fx.Node) -> str:
+    """Return a short operator name: `aten.mm`, `auto_functionalized(mlalab.rotary_embedding)`."""
+    op = wrapped_op(node)
+    if op is not None:
+        return f"auto_functionalized({short_name(op)})"
+    return short_name(node.target) if node.op == "call_function" else node.op
+
+
+def short_name(target: Any) -> str:
+    """Return an operator's name without overload: `aten.mm`."""
+    if isinstance(target, torch._ops.OpOverload):
+        return f"{target.namespace}.{target._opname}"
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return target.name()
+    return getattr(target, "__name__", str(target))

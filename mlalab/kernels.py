@@ -1,0 +1,36 @@
+"""Which implementation serves an op.
+
+The table maps op → provider → function; implementations live in `mlalab_kernels.<op>`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mlalab.errors import ConfigError
+from mlalab_kernels.fused_rope_unified_mla_kv_cache_update.reference import (
+    fused_rope_unified_mla_kv_cache_update,
+)
+from mlalab_kernels.mla_decode_attention.reference import mla_decode_attention
+from mlalab_kernels.mla_prefill_attention.reference import mla_prefill_attention
+from mlalab_kernels.rotary_embedding.reference import rotary_embedding
+from mlalab_kernels.unified_mla_kv_cache_update.reference import unified_mla_kv_cache_update
+
+_TABLE: Mapping[str, Mapping[str, Callable[..., Any]]] = {
+    function.__name__: {"reference": function}
+    for function in (
+        fused_rope_unified_mla_kv_cache_update,
+        mla_decode_attention,
+        mla_prefill_attention,
+        rotary_embedding,
+        unified_mla_kv_cache_update,
+    )
+}
+
+
+def pick(op: str) -> Callable[..., Any]:
+    """Return the implementation of `op` for this machine."""
+    if op not in _TABLE:
+        raise ConfigError(f"No kernel is called {op!r}; known: {', '.join(sorted(_TABLE))}.")
+    return _TABLE[op]["reference"]

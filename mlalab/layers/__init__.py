@@ -1,0 +1,1 @@
+"""Attention layers, and loading them from a Hugging Face directory."""

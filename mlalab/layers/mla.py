@@ -1,0 +1,217 @@
+"""A multi-head latent attention layer, readable and complete: both paths, one paged cache.
+
+Prefill rows run as multi-head attention over decompressed keys and values; decode rows run as
+multi-query attention over the latent cache itself, with W_UK absorbed into the query and W_UV
+applied to the attended latent. The split is inside the opaque attention op, as in vLLM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import mlalab.ops  # noqa: F401  registers torch.ops.mlalab
+from mlalab.cache import KVCacheDtype, PagedLatentCache
+from mlalab.context import BatchMetadata
+from mlalab.errors import ContextError
+from mlalab.kernels import pick
+from mlalab.rope import ROPE_CLASSES, softmax_scale
+from mlalab.shapes import MLAShape
+from mlalab_kernels.mla_decode_attention.reference import gather_rows
+from mlalab_kernels.numerics import dequantize, quantize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MLAOptions:
+    """How a layer is built, apart from its sizes.
+
+    Args:
+        kv_cache_dtype: "auto" (activation dtype) or "fp8".
+        rope_custom_op: rotate with the in-place op instead of the native form.
+        rope_in_fp32: arithmetic of the native form.
+        rope_cache_dtype: dtype of the cos/sin table; None means the activation dtype.
+        dtype, device: of weights and activations.
+    """
+
+    kv_cache_dtype: KVCacheDtype = "auto"
+    rope_custom_op: bool = False
+    rope_in_fp32: bool = True
+    rope_cache_dtype: torch.dtype | None = torch.float32
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str | None = None
+
+
+class MLAAttention(nn.Module):
+    """MLA over `hidden [T, D]`; parameter names are those of a Hugging Face checkpoint.
+
+    For inference: its ops write in place and have no backward, so parameters want no gradient.
+
+    Args:
+        shape: sizes on this rank.
+        layer_name: key of this layer in the forward context.
+    """
+
+    def __init__(
+        self,
+        shape: MLAShape,
+        layer_name: str = "model.layers.0.self_attn",
+        options: MLAOptions = MLAOptions(),
+    ) -> None:
+        super().__init__()
+        self.shape, self.layer_name, self.options = shape, layer_name, options
+        self._build_projections()
+        rope_dim = shape.qk_rope_head_dim
+        self.rotary_emb: nn.Module | None = None
+        if shape.rope.kind != "none":
+            self.rotary_emb = ROPE_CLASSES[shape.rope.kind](
+                *(shape.rope, rope_dim, shape.max_position_embeddings),
+                custom_op=options.rope_custom_op,
+                in_fp32=options.rope_in_fp32,
+                cache_dtype=options.rope_cache_dtype or options.dtype,
+            ).to(options.device)
+        self.softmax_scale = softmax_scale(shape.rope, shape.qk_head_dim)
+        one = torch.ones((), dtype=torch.float32, device=options.device)
+        self.register_buffer("q_scale", one.clone(), persistent=False)
+        self.register_buffer("k_scale", one.clone(), persistent=False)
+        self._kv_cache: PagedLatentCache | None = None
+        self.requires_grad_(False)
+
+    k_scale: Tensor
+    q_scale: Tensor
+
+    def _build_projections(self) -> None:
+        shape, options = self.shape, self.options
+        factory: dict[str, Any] = {"dtype": options.dtype, "device": options.device}
+        bias = shape.attention_bias
+        q_width = shape.num_heads * shape.qk_head_dim
+        kv_width = shape.num_heads * (shape.qk_nope_head_dim + shape.v_head_dim)
+        out_width = shape.num_heads * shape.v_head_dim
+        if shape.q_lora_rank is None:
+            self.q_proj = nn.Linear(shape.hidden_size, q_width, bias=False, **factory)
+        else:
+            self.q_a_proj = nn.Linear(shape.hidden_size, shape.q_lora_rank, bias=bias, **factory)
+            self.q_a_layernorm = nn.RMSNorm(shape.q_lora_rank, shape.rms_norm_eps, **factory)
+            self.q_b_proj = nn.Linear(shape.q_lora_rank, q_width, bias=False, **factory)
+        self.kv_a_proj_with_mqa = nn.Linear(
+            shape.hidden_size, shape.cache_dim, bias=bias, **factory
+        )
+        self.kv_a_layernorm = nn.RMSNorm(shape.kv_lora_rank, shape.rms_norm_eps, **factory)
+        self.kv_b_proj = nn.Linear(shape.kv_lora_rank, kv_width, bias=False, **factory)
+        self.o_proj = nn.Linear(out_width, shape.hidden_size, bias=bias, **factory)
+
+    def forward(self, positions: Tensor, hidden_TD: Tensor) -> Tensor:
+        """Return `[T, D]`; writes the new rows into the cache of the forward context's layer.
+
+        Args:
+            positions: `[T]` int64.
+            hidden_TD: `[T, D]`.
+        """
+        shape = self.shape
+        q_TNH = self._project_q(hidden_TD).view(-1, shape.num_heads, shape.qk_head_dim)
+        latent_TC = self.kv_a_proj_with_mqa(hidden_TD)
+        kv_c_TL, k_pe_TR = latent_TC.split([shape.kv_lora_rank, shape.qk_rope_head_dim], dim=-1)
+        kv_c_TL = self.kv_a_layernorm(kv_c_TL)
+        k_pe_T1R = k_pe_TR.unsqueeze(1)
+        if self.rotary_emb is not None:
+            nope = shape.qk_nope_head_dim
+            q_TNH[..., nope:], k_pe_T1R = self.rotary_emb(positions, q_TNH[..., nope:], k_pe_T1R)
+        dummy = torch.ops.mlalab.unified_mla_kv_cache_update(
+            kv_c_TL, k_pe_T1R, self.layer_name, self.options.kv_cache_dtype, self.k_scale
+        )
+        output = q_TNH.new_empty((q_TNH.size(0), shape.num_heads * shape.v_head_dim))
+        torch.ops.mlalab.unified_mla_attention_with_output(
+            q_TNH, kv_c_TL, k_pe_T1R, output, self.layer_name, kv_cache_dummy_dep=dummy
+        )
+        return self.o_proj(output)
+
+    def _project_q(self, hidden_TD: Tensor) -> Tensor:
+        if self.shape.q_lora_rank is None:
+            return self.q_proj(hidden_TD)
+        return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_TD)))
+
+    @property
+    def kv_cache(self) -> PagedLatentCache:
+        """The layer's cache."""
+        if self._kv_cache is None:
+            raise ContextError(
+                f"Layer {self.layer_name!r} has no cache yet; "
+                f"call layer.allocate_cache(num_blocks)."
+            )
+        return self._kv_cache
+
+    def allocate_cache(self, num_blocks: int, block_size: int = 16) -> PagedLatentCache:
+        """Give the layer a zeroed cache of `num_blocks × block_size` rows and return it."""
+        self._kv_cache = PagedLatentCache(
+            *(num_blocks, block_size, self.shape.cache_dim),
+            kv_cache_dtype=self.options.kv_cache_dtype,
+            dtype=self.options.dtype,
+            device=self.options.device,
+        )
+        return self._kv_cache
+
+    @property
+    def _w_kv_b(self) -> Tensor:
+        """W_UK and W_UV side by side, `[N, P + V, L]`: a view of the checkpoint's weight."""
+        return self.kv_b_proj.weight.unflatten(0, (self.shape.num_heads, -1))
+
+    @property
+    def w_uk_NPL(self) -> Tensor:
+        """W_UK: what the nope query is multiplied by to meet the latent."""
+        return self._w_kv_b[:, : self.shape.qk_nope_head_dim]
+
+    @property
+    def w_uv_NVL(self) -> Tensor:
+        """W_UV: what turns an attended latent into a value."""
+        return self._w_kv_b[:, self.shape.qk_nope_head_dim :]
+
+    def prepare_decode_query(self, q_TNH: Tensor) -> Tensor:
+        """Return `[q_nope · W_UK | q_pe]`, `[T, N, C]`, in FP8 when the cache is.
+
+        Staged rounding: the product rounds to the activation dtype before it is quantised.
+        """
+        q_nope, q_pe = q_TNH.split([self.shape.qk_nope_head_dim, self.shape.qk_rope_head_dim], -1)
+        absorbed = torch.bmm(q_nope.transpose(0, 1), self.w_uk_NPL).transpose(0, 1)
+        q_TNC = torch.cat((absorbed, q_pe), dim=-1)
+        return quantize(q_TNC, self.q_scale, self.kv_cache.typed_dtype)
+
+    def attend(
+        self, q_TNH: Tensor, kv_c_TL: Tensor, k_pe_T1R: Tensor, metadata: BatchMetadata
+    ) -> Tensor:
+        """Return attention of the batch, `[T, N, V]`: decode rows first, then prefill requests."""
+        decode_rows = metadata.num_decode_tokens
+        parts = [self._attend_decode(q_TNH[:decode_rows], metadata)]
+        start = decode_rows
+        for request in range(metadata.num_decodes, len(metadata.query_lens)):
+            own = slice(start, start + metadata.query_lens[request])
+            new = (kv_c_TL[own], k_pe_T1R[own].squeeze(1))
+            parts.append(self._attend_prefill(q_TNH[own], *new, metadata, request))
+            start = own.stop
+        return torch.cat(parts)
+
+    def _attend_decode(self, q_TNH: Tensor, metadata: BatchMetadata) -> Tensor:
+        requests = slice(metadata.num_decodes)
+        latent_TNL, _ = pick("mla_decode_attention")(
+            *(self.prepare_decode_query(q_TNH), self.kv_cache.typed_BKC),
+            *(metadata.block_table[requests], metadata.query_lens[requests]),
+            *(metadata.seq_lens[requests], self.softmax_scale, self.shape.kv_lora_rank),
+            *(self.q_scale, self.k_scale),
+        )
+        latent_NTL = latent_TNL.to(q_TNH.dtype).transpose(0, 1)
+        return torch.bmm(latent_NTL, self.w_uv_NVL.transpose(1, 2)).transpose(0, 1)
+
+    def _attend_prefill(
+        self, q_TNH: Tensor, kv_c_TL: Tensor, k_pe_TR: Tensor, metadata: BatchMetadata, request: int
+    ) -> Tensor:
+        """Attend one request: its context from the cache, its new tokens as they came."""
+        blocks = metadata.block_table[request]
+        rows = gather_rows(self.kv_cache.typed_BKC, blocks, metadata.context_lens[request])
+        context_SC = dequantize(rows, self.k_scale, q_TNH.dtype)
+        sizes = [self.shape.kv_lora_rank, self.shape.qk_rope_head_dim]
+        context_c, context_pe = context_SC.split(sizes, dim=-1)
+        return pick("mla_prefill_attention")(
+            *(q_TNH, torch.cat((context_c, kv_c_TL)), torch.cat((context_pe, k_pe_TR))),
+            *(self._w_kv_b, self.softmax_scale),
+        )

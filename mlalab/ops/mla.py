@@ -1,0 +1,184 @@
+"""What the MLA ops do when a graph runs, and what their results look like while it is traced.
+
+The paged cache is fetched from the forward context by layer name, so writing it is invisible to
+the graph. An op that writes it returns an empty tensor, the dummy dependency, which attention
+takes as `kv_cache_dummy_dep`: without that edge nothing would keep the write, or order it.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mlalab.context import ForwardContext, current_context
+from mlalab.errors import InputError
+from mlalab.kernels import pick
+
+
+def rotary_embedding(
+    positions: Tensor,
+    query: Tensor,
+    key: Tensor | None,
+    head_size: int,
+    cos_sin_cache: Tensor,
+    is_neox: bool,
+) -> None:
+    """Rotate query and key in place; see the kernel's reference for shapes."""
+    pick("rotary_embedding")(positions, query, key, head_size, cos_sin_cache, is_neox)
+
+
+def rotary_embedding_fake(
+    positions: Tensor,
+    query: Tensor,
+    key: Tensor | None,
+    head_size: int,
+    cos_sin_cache: Tensor,
+    is_neox: bool,
+) -> None:
+    """Write in place only: no result."""
+
+
+def unified_mla_kv_cache_update(
+    kv_c: Tensor, k_pe: Tensor, layer_name: str, kv_cache_dtype: str, k_scale: Tensor
+) -> Tensor:
+    """Write `[kv_c | k_pe]` rows into the layer's cache; returns the dummy dependency.
+
+    Args:
+        kv_c: `[T, L]` normalised latent.
+        k_pe: `[T, 1, R]` or `[T, R]`, rotated.
+        k_scale: fp32, one element.
+    """
+    context = current_context()
+    if context.slot_mapping is not None:
+        cache = context.layer(layer_name).kv_cache
+        _check_slots(context, cache.num_slots, kv_c.size(0))
+        kernel = pick("unified_mla_kv_cache_update")
+        kernel(kv_c, k_pe, cache.rows_SC, context.slot_mapping, k_scale)
+    return kv_c.new_empty(0)
+
+
+def unified_mla_kv_cache_update_fake(
+    kv_c: Tensor, k_pe: Tensor, layer_name: str, kv_cache_dtype: str, k_scale: Tensor
+) -> Tensor:
+    """Return the dummy dependency: empty, kv_c's dtype and device."""
+    return kv_c.new_empty(0)
+
+
+def unified_mla_attention_with_output(
+    q: Tensor,
+    kv_c: Tensor,
+    k_pe: Tensor,
+    output: Tensor,
+    layer_name: str,
+    kv_cache_dummy_dep: Tensor | None = None,
+) -> None:
+    """Attend, prefill rows as MHA and decode rows as absorbed MQA, into `output`.
+
+    Rows that belong to no request (padding), and all rows of a profile run, become zero.
+
+    Args:
+        q: `[T, N, P + R]`, rotated.
+        kv_c: `[T, L]`; k_pe: `[T, 1, R]`, rotated.
+        output: `[T, N · V]`, written in place.
+    """
+    context = current_context()
+    if context.metadata is None:
+        output.zero_()
+        return
+    used = context.metadata.num_tokens
+    if used > q.size(0):
+        raise InputError(
+            f"The batch metadata names {used} tokens and layer {layer_name!r} got {q.size(0)} "
+            f"rows; pass the metadata of this very batch."
+        )
+    layer = context.layer(layer_name)
+    attended = layer.attend(q[:used], kv_c[:used], k_pe[:used], context.metadata)
+    output[:used].copy_(attended.flatten(1))
+    output[used:].zero_()
+
+
+def unified_mla_attention_with_output_fake(
+    q: Tensor,
+    kv_c: Tensor,
+    k_pe: Tensor,
+    output: Tensor,
+    layer_name: str,
+    kv_cache_dummy_dep: Tensor | None = None,
+) -> None:
+    """Write in place only: no result."""
+
+
+def fused_rope_unified_mla_kv_cache_update(
+    positions: Tensor,
+    q_pe: Tensor,
+    k_pe: Tensor,
+    kv_c: Tensor,
+    cos_sin_cache: Tensor,
+    is_neox: bool,
+    kv_cache_dtype: str,
+    kv_cache_scale: Tensor,
+    layer_name: str,
+    rope_in_fp32: bool = True,
+) -> Tensor:
+    """Rotate `q_pe` and `k_pe` in place and write the cache; returns the dummy dependency.
+
+    Unlike vLLM's op it rotates every row even in a profile run (no slot mapping).
+
+    Args:
+        positions: `[T]` int64.
+        q_pe: `[T, N, R]`, written; k_pe: `[T, R]`, written.
+        kv_c: `[T, L]` normalised latent.
+        cos_sin_cache: `[M, R]`.
+        kv_cache_scale: fp32, one element.
+    """
+    context = current_context()
+    rows = None
+    if context.slot_mapping is not None:
+        cache = context.layer(layer_name).kv_cache
+        _check_slots(context, cache.num_slots, kv_c.size(0))
+        rows = cache.rows_SC
+    if context.checked:
+        _check_positions(positions, cos_sin_cache.size(0))
+    pick("fused_rope_unified_mla_kv_cache_update")(
+        *(positions, q_pe, k_pe, kv_c, cos_sin_cache, is_neox),
+        *(rows, context.slot_mapping, kv_cache_scale, rope_in_fp32),
+    )
+    return kv_c.new_empty(0)
+
+
+def fused_rope_unified_mla_kv_cache_update_fake(
+    positions: Tensor,
+    q_pe: Tensor,
+    k_pe: Tensor,
+    kv_c: Tensor,
+    cos_sin_cache: Tensor,
+    is_neox: bool,
+    kv_cache_dtype: str,
+    kv_cache_scale: Tensor,
+    layer_name: str,
+    rope_in_fp32: bool = True,
+) -> Tensor:
+    """Return the dummy dependency: empty, kv_c's dtype and device."""
+    return kv_c.new_empty(0)
+
+
+def _check_slots(context: ForwardContext, num_slots: int, num_tokens: int) -> None:
+    slots = context.slot_mapping
+    assert slots is not None
+    if slots.size(0) > num_tokens:
+        raise InputError(
+            f"The slot mapping names {slots.size(0)} tokens but the batch has {num_tokens}; "
+            f"it may be shorter than the batch, never longer."
+        )
+    if context.checked and slots.numel() and int(slots.max()) >= num_slots:
+        raise InputError(
+            f"Slot {int(slots.max())} lies outside the cache of {num_slots} slots; "
+            f"allocate more blocks, or use -1 for padding."
+        )
+
+
+def _check_positions(positions: Tensor, num_rows: int) -> None:
+    if positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < num_rows:
+        raise InputError(
+            f"Positions {int(positions.min())}..{int(positions.max())} do not fit the rope table "
+            f"of {num_rows} rows; raise max_position_embeddings."
+        )

@@ -1,0 +1,66 @@
+"""One table row per op: schema, real implementation, fake implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mlalab.ops import mla
+
+_LIBRARY = torch.library.Library("mlalab", "DEF")
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """An op of `torch.ops.mlalab`; a `!` in the schema is the one truth on what it writes."""
+
+    schema: str
+    real: Callable[..., Any]
+    fake: Callable[..., Any]
+
+    @property
+    def name(self) -> str:
+        """The op's name in `torch.ops.mlalab`."""
+        return self.schema.split("(", 1)[0]
+
+
+OPS: tuple[Op, ...] = (
+    Op(
+        "rotary_embedding(Tensor positions, Tensor(a!) query, Tensor(b!)? key, int head_size, "
+        "Tensor cos_sin_cache, bool is_neox) -> ()",
+        mla.rotary_embedding,
+        mla.rotary_embedding_fake,
+    ),
+    Op(
+        "unified_mla_kv_cache_update(Tensor kv_c, Tensor k_pe, str layer_name, "
+        "str kv_cache_dtype, Tensor k_scale) -> Tensor",
+        mla.unified_mla_kv_cache_update,
+        mla.unified_mla_kv_cache_update_fake,
+    ),
+    Op(
+        "unified_mla_attention_with_output(Tensor q, Tensor kv_c, Tensor k_pe, "
+        "Tensor(a!) output, str layer_name, Tensor? kv_cache_dummy_dep=None) -> ()",
+        mla.unified_mla_attention_with_output,
+        mla.unified_mla_attention_with_output_fake,
+    ),
+    Op(
+        "fused_rope_unified_mla_kv_cache_update(Tensor positions, Tensor(a!) q_pe, "
+        "Tensor(b!) k_pe, Tensor kv_c, Tensor cos_sin_cache, bool is_neox, str kv_cache_dtype, "
+        "Tensor kv_cache_scale, str layer_name, bool rope_in_fp32=True) -> Tensor",
+        mla.fused_rope_unified_mla_kv_cache_update,
+        mla.fused_rope_unified_mla_kv_cache_update_fake,
+    ),
+)
+
+
+def _register(op: Op) -> None:
+    _LIBRARY.define(op.schema)
+    _LIBRARY.impl(op.name, op.real, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"mlalab::{op.name}", op.fake, lib=_LIBRARY)
+
+
+for _op in OPS:
+    _register(_op)

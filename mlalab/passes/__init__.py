@@ -1,0 +1,1 @@
+"""The fusion and clean-up passes, and the driver that runs them."""

@@ -1,0 +1,192 @@
+"""Reading back what was just scattered → the scattered value itself.
+
+An in-place op on a slice leaves, once functionalised, a `slice_scatter` into the whole tensor and a
+fresh slice or split of the result for every later reader:
+
+    slice_scatter(base, x, d, s, e) → split → getitem        becomes   x
+    slice_scatter(base, x, d, s, e) → slice elsewhere        becomes   slice(base)
+
+With these gone, RoPE's result reaches the cache update directly and a pattern can see it. Every
+rule is local, holds for any graph, and needs only static bounds along the scattered dimension.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx
+
+from mlalab.graphs import SHAPE_ONLY, aten, is_call, refresh_views, value_of
+from mlalab.passes.fusion import CleanUp, PassResult
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Indices `start..stop` (exclusive) along one dimension of a tensor."""
+
+    dim: int
+    start: int
+    stop: int
+
+    def disjoint(self, other: Span) -> bool:
+        """Return whether no index is in both, along the same dimension."""
+        apart = self.stop <= other.start or other.stop <= self.start
+        return self.dim == other.dim and apart
+
+
+def span_of(base: Any, dim: int, start: Any, end: Any, step: int = 1) -> Span | None:
+    """Return the static span of a slice of `base`, or None when it is not static or not dense."""
+    value = value_of(base) if isinstance(base, fx.Node) else None
+    if not isinstance(value, Tensor) or step != 1:
+        return None
+    dim = dim % value.dim()
+    size = value.shape[dim]
+    bounds = (0 if start is None else start, size if end is None else end, size)
+    if not all(isinstance(b, int) for b in bounds):
+        return None
+    start, end, size = bounds
+    start, end = (max(b + size, 0) if b < 0 else min(b, size) for b in (start, end))
+    return Span(dim, start, max(start, end))
+
+
+def _slice_span(node: fx.Node) -> Span | None:
+    base, *bounds = node.args
+    return span_of(base, *_with_defaults(bounds))
+
+
+def _scatter_span(node: fx.Node) -> Span | None:
+    base, _, *bounds = node.args
+    return span_of(base, *_with_defaults(bounds))
+
+
+def _with_defaults(bounds: list[Any]) -> tuple[Any, Any, Any, Any]:
+    """Fill in dim, start, end and step as `aten.slice` and `aten.slice_scatter` default them."""
+    given = dict(zip(("dim", "start", "end", "step"), bounds, strict=False))
+    return given.get("dim", 0), given.get("start"), given.get("end"), given.get("step", 1)
+
+
+def _split_span(node: fx.Node) -> Span | None:
+    split, index = node.args
+    base, sizes, *rest = split.args
+    if not all(isinstance(s, int) for s in sizes):
+        return None
+    start = sum(sizes[:index])
+    return span_of(base, rest[0] if rest else 0, start, start + sizes[index])
+
+
+def _shape_only(node: fx.Node) -> fx.Node | None:
+    """A chain of reshapes that ends in the shape it began with is its own beginning."""
+    shape, source = tuple(value_of(node).shape), node.args[0]
+    while isinstance(source, fx.Node) and isinstance(value_of(source), Tensor):
+        if tuple(value_of(source).shape) == shape:
+            return source
+        if not is_call(source, *SHAPE_ONLY):
+            return None
+        source = source.args[0]
+    return None
+
+
+def _read(node: fx.Node, source: Any, span: Span | None) -> fx.Node | None:
+    """A read of a scattered tensor: the scattered value, or a read of what lay under it."""
+    if span is None or not is_call(source, aten.slice_scatter.default):
+        return None
+    written = _scatter_span(source)
+    if written == span:
+        return source.args[1] if _same_value(source.args[1], node) else None
+    if written is not None and written.disjoint(span):
+        return _new_slice(node, source.args[0], span)
+    return None
+
+
+def _slice(node: fx.Node) -> fx.Node | None:
+    return _read(node, node.args[0], _slice_span(node))
+
+
+def _split_item(node: fx.Node) -> fx.Node | None:
+    split = node.args[0]
+    if not is_call(split, aten.split_with_sizes.default):
+        return None
+    return _read(node, split.args[0], _split_span(node))
+
+
+def _scatter(node: fx.Node) -> fx.Node | None:
+    """A scatter over the same span twice keeps the last; a self-copy changes nothing."""
+    base, source = node.args[:2]
+    span = _scatter_span(node)
+    if span is None:
+        return None
+    if (
+        is_call(source, aten.slice.Tensor)
+        and source.args[0] is base
+        and _slice_span(source) == span
+    ):
+        return base
+    if is_call(base, aten.slice_scatter.default) and _scatter_span(base) == span:
+        if base.args[1] is source:
+            return base
+        node.replace_input_with(base, base.args[0])
+        _erase_dead(base)
+    return None
+
+
+_RULES: dict[Any, Callable[[fx.Node], fx.Node | None]] = {
+    **dict.fromkeys(SHAPE_ONLY, _shape_only),
+    aten.slice.Tensor: _slice,
+    operator.getitem: _split_item,
+    aten.slice_scatter.default: _scatter,
+}
+"""Op → rule that returns a node of the same value, or None."""
+
+
+def _same_value(a: Any, b: fx.Node) -> bool:
+    x, y = value_of(a) if isinstance(a, fx.Node) else None, value_of(b)
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        return False
+    return (tuple(x.shape), x.dtype) == (tuple(y.shape), y.dtype)
+
+
+def _new_slice(node: fx.Node, base: fx.Node, span: Span) -> fx.Node:
+    arguments = (base, span.dim, span.start, span.stop)
+    with node.graph.inserting_before(node):
+        new = node.graph.call_function(aten.slice.Tensor, arguments)
+    new.meta = dict(node.meta)
+    new.meta["val"] = aten.slice.Tensor(value_of(base), *arguments[1:])
+    return new
+
+
+def _erase_dead(node: fx.Node) -> None:
+    """Erase a node that lost its last reader, and what only it read."""
+    queue = [node]
+    while queue:
+        dead = queue.pop()
+        if dead.users or dead.op != "call_function" or dead.is_impure() or dead._erased:
+            continue
+        sources = list(dead.all_input_nodes)
+        dead.graph.erase_node(dead)
+        queue += sources
+
+
+def forward_scatters(graph: fx.Graph) -> PassResult:
+    """Apply the rules to every node in order, in place."""
+    for node in list(graph.nodes):
+        rule = _RULES.get(node.target) if node.op == "call_function" else None
+        if rule is None or node._erased or not isinstance(value_of(node), Tensor):
+            continue
+        source = rule(node)
+        if source is not None and source is not node:
+            readers = list(node.users)
+            node.replace_all_uses_with(source)
+            refresh_views(readers)
+            _erase_dead(node)
+    return PassResult()
+
+
+ScatterSplitReplacementPass = CleanUp(
+    name="ScatterSplitReplacementPass",
+    note="Readers of a scattered slice take the scattered value itself.",
+    run=forward_scatters,
+    flag="fuse_rope_kvcache_cat_mla",
+)

@@ -1,0 +1,129 @@
+"""Recording what each stage does to a graph.
+
+The recorder stands beside the passes, never inside them: FX calls its hooks whenever a node is
+created, erased or rewired, so a diff is exact and needs no comparison of graphs.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from mlalab.node_records import node_records
+from mlalab.records import MatchRecord, Refusal, StepKind, StepRecord, StepStatus
+
+
+@dataclass(slots=True)
+class Events:
+    """What happened to a graph while hooks were on: nodes by identity, in order."""
+
+    created: dict[fx.Node, None] = field(default_factory=dict)
+    erased: dict[fx.Node, None] = field(default_factory=dict)
+    rewired: dict[fx.Node, None] = field(default_factory=dict)
+
+    @property
+    def any(self) -> bool:
+        """True when something changed that outlived the stage."""
+        return bool(self.survivors(self.created) or self.gone or self.survivors(self.rewired))
+
+    @property
+    def gone(self) -> tuple[str, ...]:
+        """Names of nodes that existed before and were erased."""
+        return tuple(n.name for n in self.erased if n not in self.created)
+
+    def survivors(self, nodes: dict[fx.Node, None]) -> tuple[str, ...]:
+        """Return the names of those nodes that are still in the graph."""
+        return tuple(n.name for n in nodes if n not in self.erased)
+
+
+@contextmanager
+def watch(gm: fx.GraphModule) -> Iterator[Events]:
+    """Collect the exact changes made to `gm`'s graph inside the block (FX's private node hooks)."""
+    events = Events()
+
+    def on_create(node: fx.Node) -> None:
+        events.created[node] = None
+
+    def on_erase(node: fx.Node) -> None:
+        events.erased[node] = None
+
+    def on_replace(old: fx.Node, new: str, user: fx.Node) -> None:
+        if user not in events.created:
+            events.rewired[user] = None
+
+    gm._register_create_node_hook(on_create)
+    gm._register_erase_node_hook(on_erase)
+    gm._register_replace_node_hook(on_replace)
+    try:
+        yield events
+    finally:
+        gm._unregister_create_node_hook(on_create)
+        gm._unregister_erase_node_hook(on_erase)
+        gm._unregister_replace_node_hook(on_replace)
+
+
+@dataclass(slots=True)
+class StepDraft:
+    """What a stage says of itself while it is being recorded."""
+
+    status: StepStatus = "applied"
+    note: str = ""
+    matches: tuple[MatchRecord, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    keep_unchanged: bool = True
+
+
+class Recorder:
+    """Collects steps, and with `keep_graphs` a runnable copy of the graph after each."""
+
+    def __init__(self, *, keep_graphs: bool = True) -> None:
+        self.steps: list[StepRecord] = []
+        self.graphs: list[fx.GraphModule] = []
+        self.keep_graphs = keep_graphs
+
+    def capture(self, name: str, gm: fx.GraphModule, note: str) -> None:
+        """Record a graph that a tracer just made: no node of the step before is in it."""
+        step = StepRecord(
+            name=name,
+            kind="capture",
+            status="captured",
+            nodes=node_records(gm.graph),
+            retraced=bool(self.steps),
+            note=note,
+        )
+        self._add(step, gm)
+
+    @contextmanager
+    def step(self, name: str, kind: StepKind, gm: fx.GraphModule) -> Iterator[StepDraft]:
+        """Record what happens to `gm` inside the block; the block fills in the draft."""
+        draft = StepDraft()
+        start = time.perf_counter()
+        with watch(gm) as events:
+            yield draft
+        seconds = time.perf_counter() - start
+        if not draft.keep_unchanged and not events.any:
+            return
+        step = StepRecord(
+            name=name,
+            kind=kind,
+            status=draft.status,
+            nodes=node_records(gm.graph),
+            created=events.survivors(events.created),
+            erased=events.gone,
+            rewired=events.survivors(events.rewired),
+            matches=draft.matches,
+            refusals=draft.refusals,
+            note=draft.note,
+            seconds=seconds,
+        )
+        self._add(step, gm)
+
+    def _add(self, step: StepRecord, gm: fx.GraphModule) -> None:
+        self.steps.append(step)
+        if self.keep_graphs:
+            self.graphs.append(fx.GraphModule(gm, copy.deepcopy(gm.graph)))

@@ -1,0 +1,197 @@
+"""A trace: every graph of one compilation, what each step did, and the proof that it was right.
+
+A trace made here is live: it can be checked again. One loaded from a file is the same record,
+without the graphs to run. Nothing in this module needs a notebook; `show` lives in `mlalab.viz`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from mlalab import __version__
+from mlalab.errors import TraceError
+from mlalab.records import (
+    CheckRecord,
+    MatchRecord,
+    NodeRecord,
+    Refusal,
+    StepRecord,
+    TensorDiff,
+)
+
+FORMAT = "mlalab-trace-1"
+
+
+class Checker(Protocol):
+    """What can run a live trace's graphs again (`mlalab.checking.Replay`)."""
+
+    def check(self, steps: Sequence[StepRecord], seed: int) -> list[CheckRecord]:
+        """Return each step's outcome against the eager model's."""
+
+
+class Trace:
+    """The steps of one compilation, in order.
+
+    Index it by position or by step name. Printing it gives the deterministic text form; in a
+    notebook it shows the before/after picture.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        steps: Sequence[StepRecord],
+        meta: Mapping[str, str],
+        checker: Checker | None = None,
+    ) -> None:
+        self.title, self.steps, self.meta = title, tuple(steps), dict(meta)
+        self._checker = checker
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[StepRecord]:
+        return iter(self.steps)
+
+    def __getitem__(self, key: int | str) -> StepRecord:
+        if isinstance(key, int):
+            return self.steps[key]
+        return self.steps[self._index(key)]
+
+    def _index(self, name: str) -> int:
+        names = [step.name for step in self.steps]
+        if name not in names:
+            raise TraceError(f"This trace has no step {name!r}; its steps are {', '.join(names)}.")
+        return names.index(name)
+
+    def before(self, name: str) -> StepRecord:
+        """Return the step before the one called `name`."""
+        index = self._index(name)
+        if index == 0:
+            raise TraceError(f"{name!r} is the first step; there is no graph before it.")
+        return self.steps[index - 1]
+
+    def __repr__(self) -> str:
+        from mlalab.viz.text import step_table
+
+        return f"{self.title}\n{step_table(self.steps)}"
+
+    def delta(self, name: str) -> str:
+        """Return the op-count table of the step called `name` against the one before."""
+        from mlalab.viz.text import op_delta
+
+        return op_delta(self.before(name), self[name])
+
+    def check(self, seed: int = 1) -> Trace:
+        """Run every step's graph on one random input and compare it with the eager model.
+
+        Outputs, every byte of every cache, and every input a graph might have written are compared
+        bit for bit; the result is kept in each step and printed with the trace. Returns this trace.
+
+        Raises:
+            TraceError: the trace was loaded from a file and has no graphs to run.
+        """
+        if self._checker is None:
+            raise TraceError("A trace loaded from a file cannot be run; record it again to check.")
+        records = self._checker.check(self.steps, seed)
+        self.steps = tuple(
+            dataclasses.replace(step, check=record)
+            for step, record in zip(self.steps, records, strict=True)
+        )
+        return self
+
+    @property
+    def ok(self) -> bool:
+        """True when every step was checked and agrees bit for bit."""
+        return all(step.check is not None and step.check.ok for step in self.steps)
+
+    def why(self, name: str) -> str:
+        """Explain, layer by layer, what the pass called `name` did not do and why."""
+        from mlalab.viz.text import why_text
+
+        step = self[name]
+        if step.refusals:
+            return why_text(step.refusals)
+        if step.status == "disabled":
+            return f"{name} was switched off by the configuration."
+        if step.status == "out of range":
+            return f"{name} does not apply to this range of token counts."
+        if step.matches:
+            return f"{name} left nothing out: it matched {len(step.matches)} place(s)."
+        return f"{name} found nothing to match: the graph calls none of the ops it starts from."
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """Return the trace as one self-contained page that steps; write it to `path` if given."""
+        from mlalab.viz.export import trace_html
+
+        page = trace_html(self.title, self.steps, self.meta)
+        if path is not None:
+            _write(Path(path), page)
+        return page
+
+    def save(self, path: str | Path) -> None:
+        """Write the trace as JSON; `Trace.load` reads it back, without torch."""
+        document = {
+            "format": FORMAT,
+            "version": __version__,
+            "title": self.title,
+            "meta": self.meta,
+            "steps": [dataclasses.asdict(step) for step in self.steps],
+        }
+        _write(Path(path), json.dumps(document, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Read a trace that `save` wrote.
+
+        Raises:
+            TraceError: no such file, or not a trace.
+        """
+        try:
+            document = json.loads(Path(path).read_text(encoding="utf-8"))
+            if document["format"] != FORMAT:
+                raise TraceError(
+                    f"{path} has format {document['format']!r}; this mlalab reads {FORMAT!r}."
+                )
+            steps = [_step(step) for step in document["steps"]]
+            return cls(document["title"], steps, document["meta"])
+        except OSError as error:
+            raise TraceError(f"Cannot read {path}: {error.strerror}.") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise TraceError(f"{path} is not a trace that mlalab saved ({error}).") from error
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        from mlalab.viz.show import trace_figure
+
+        return trace_figure(self)._repr_mimebundle_()
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a whole file or none: a full disk must not leave half a trace behind."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise TraceError(f"Cannot write {path}: {error.strerror}.") from error
+
+
+def _tuples(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+
+
+def _step(record: Mapping[str, Any]) -> StepRecord:
+    check = record["check"]
+    return StepRecord(
+        **{
+            **_tuples(record),
+            "nodes": tuple(NodeRecord(**_tuples(n)) for n in record["nodes"]),
+            "matches": tuple(MatchRecord(**_tuples(m)) for m in record["matches"]),
+            "refusals": tuple(Refusal(**r) for r in record["refusals"]),
+            "check": check and CheckRecord(diffs=tuple(TensorDiff(**d) for d in check["diffs"])),
+        }
+    )

@@ -1,0 +1,52 @@
+"""Drawing what passes do to a graph: text, pictures and one-file pages, from records alone.
+
+Nothing here needs torch, a compiler or the network, so a saved trace can be looked at anywhere.
+The parts load on first use. (`show` itself is in `mlalab.viz.show`, whose name it shares.)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlalab.viz.alt import before_after_alt, step_alt
+    from mlalab.viz.export import trace_html
+    from mlalab.viz.show import Figure, figure_html
+    from mlalab.viz.svg import before_after_svg, step_svg
+    from mlalab.viz.text import op_delta, step_table, why_text
+
+__all__ = [
+    "Figure",
+    "before_after_alt",
+    "before_after_svg",
+    "figure_html",
+    "op_delta",
+    "step_alt",
+    "step_svg",
+    "step_table",
+    "trace_html",
+    "why_text",
+]
+
+_HOME = {
+    "Figure": "show",
+    "before_after_alt": "alt",
+    "before_after_svg": "svg",
+    "figure_html": "show",
+    "op_delta": "text",
+    "step_alt": "alt",
+    "step_svg": "svg",
+    "step_table": "text",
+    "trace_html": "export",
+    "why_text": "text",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that a public name lives in, when the name is first used."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

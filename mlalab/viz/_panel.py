@@ -1,0 +1,239 @@
+"""One laid-out graph as SVG markup, and the legend that explains its marks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from mlalab.records import NodeRecord
+from mlalab.viz.boxes import Label, label
+from mlalab.viz.folding import ShownEdge, ShownNode, View
+from mlalab.viz.layout import Layout, Placed, Point, lay_out
+from mlalab.viz.measure import text_width
+from mlalab.viz.overlay import State
+from mlalab.viz.theme import CLASS, NOTE_SIZE, SUB_SIZE
+
+_TITLE_LINE = 15
+_SUB_LINE = 13
+_MARK_RADIUS = 8
+_GLYPHS: dict[State, str] = {
+    "created": "M-4 0H4M0-4V4",
+    "erased": "M-4 0H4",
+    "rewired": "M-4.5 1.2C-3-3 -1-2 0 0S3 3 4.5-1.2",
+}
+_WRITE_OFFSET = 7
+"""A write runs beside the line that brought the buffer, this many pixels to its right."""
+_WRITE_SAG = 8
+"""Its curves also hang lower, or it would hide behind that line where both run sideways."""
+_BADGE_ROOM = 24
+_MEANINGS: dict[State, str] = {
+    "created": "created",
+    "erased": "erased",
+    "rewired": "reads something else now",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Markup of a graph whose upper left corner is at 0, 0."""
+
+    markup: str
+    width: int
+    height: int
+
+
+def draw_panel(view: View, *, tooltips: bool) -> Panel:
+    """Lay out and draw a view. `tooltips` adds everything known of a node as its `<title>`."""
+    labels = {node.key: label(node) for node in view.nodes}
+    plan = lay_out(
+        [labels[node.key].box(node.key) for node in view.nodes],
+        [(edge.source, edge.target) for edge in view.edges],
+        view.waits,
+    )
+    written = {buffer for _, buffer in view.writes}
+    parts = [_edge(edge, plan) for edge in view.edges]
+    parts += [_write(node, buffer, plan) for node, buffer in view.writes]
+    parts += [_node(n, plan.boxes[n.key], labels[n.key], written, tooltips) for n in view.nodes]
+    parts += [_badge(edge, plan) for edge in view.edges if edge.folded]
+    return Panel("".join(parts), plan.width, plan.height)
+
+
+def legend(views: Sequence[View]) -> tuple[str, int]:
+    """A row of the marks that the views use, each with its meaning, and the row's width."""
+    states = {node.state for view in views for node in view.nodes}
+    entries = [(_swatch(state), text) for state, text in _MEANINGS.items() if state in states]
+    if any(view.writes for view in views):
+        dots = f'<path class="w" d="M0 0H26"/>{_arrow((26, 0), (1, 0), "w a")}'
+        entries.append((dots, "writes in place"))
+    if any(edge.folded for view in views for edge in view.edges):
+        entries.append((f'<g transform="translate(14 0)">{_count("n")}</g>', "n views folded"))
+    parts = []
+    x = 0
+    for mark, text in entries:
+        parts.append(
+            f'<g transform="translate({x} 0)">{mark}<text class="f" x="36" y="4">{text}</text></g>'
+        )
+        x += 36 + round(text_width(text, NOTE_SIZE)) + 26
+    return "".join(parts), x
+
+
+def tooltip(record: NodeRecord) -> str:
+    """Everything known of a node, one fact per line."""
+    facts = [
+        ("shape", None if record.shape is None else list(record.shape)),
+        ("dtype", record.dtype),
+        ("stride", None if record.stride is None else list(record.stride)),
+        ("bytes", record.bytes),
+        ("alias of", record.alias_of),
+        ("mutates", ", ".join(record.mutates)),
+        ("users", record.users),
+        ("layer", record.layer),
+        ("source", record.source),
+    ]
+    known = (f"{name}: {value}" for name, value in facts if value not in (None, ""))
+    return "\n".join([record.text, *known])
+
+
+def _node(
+    node: ShownNode, at: Placed, words: Label, written: Iterable[str], tooltips: bool
+) -> str:
+    """One box with its text and state mark, at its place."""
+    attributes = f'class="n {CLASS[node.state]}" data-n="{escape(node.key)}"'
+    title = ""
+    if node.layers is not None:
+        title = ", ".join(node.layers.layers)
+    elif tooltips and node.record is not None:
+        title = tooltip(node.record)
+    return (
+        f'<g {attributes} transform="translate({at.x} {at.y})">'
+        + (f"<title>{escape(title)}</title>" if title else "")
+        + _frame(node, words, node.key in written)
+        + _text(words)
+        + _mark(node.state, -at.width // 2, -at.height // 2)
+        + "</g>"
+    )
+
+
+def _frame(node: ShownNode, words: Label, written: bool) -> str:
+    """The outline: a second one inside if rewired, sheets behind it for a stack of layers."""
+    round_ends = words.kind == "input" and not written
+    frame = _rect("b", words.width, words.height, 11 if round_ends else 6)
+    if node.layers is not None:
+        return _rect("b", words.width, words.height, 6, shift=5) + frame
+    if node.state == "rewired":
+        return frame + _rect("i", words.width - 7, words.height - 7, 4)
+    return frame
+
+
+def _rect(name: str, width: int, height: int, radius: int, shift: int = 0) -> str:
+    x, y = _number(-width / 2 + shift), _number(-height / 2 + shift)
+    return f'<rect class="{name}" x="{x}" y="{y}" width="{width}" height="{height}" rx="{radius}"/>'
+
+
+def _text(words: Label) -> str:
+    """The lines of a label, centred; a pill has name and shape in one line."""
+    if words.kind == "input":
+        shape = f'<tspan class="u" dx="5">{escape(words.subs[0])}</tspan>' if words.subs else ""
+        return f'<text class="k u" y="3.5"><tspan class="p">{escape(words.titles[0])}</tspan>{shape}</text>'
+    y = -(len(words.titles) * _TITLE_LINE + len(words.subs) * _SUB_LINE) // 2 + 11
+    title_class = "x" if words.kind == "custom" else "t"
+    parts = []
+    for line in words.titles:
+        parts.append(f'<text class="k {title_class}" y="{y}">{escape(line)}</text>')
+        y += _TITLE_LINE
+    y -= 1
+    for line in words.subs:
+        parts.append(f'<text class="k u" y="{y}">{escape(line)}</text>')
+        y += _SUB_LINE
+    return "".join(parts)
+
+
+def _mark(state: State, x: int, y: int) -> str:
+    """The +, − or ~ of a changed node, on its upper left corner."""
+    if state == "same":
+        return ""
+    return (
+        f'<g transform="translate({x} {y})"><circle class="m" r="{_MARK_RADIUS}"/>'
+        f'<path class="g" d="{_GLYPHS[state]}"/></g>'
+    )
+
+
+def _swatch(state: State) -> str:
+    inner = _rect("i", 21, 9, 2) if state == "rewired" else ""
+    return (
+        f'<g class="{CLASS[state]}" transform="translate(16 0)">{_rect("b", 28, 16, 4)}{inner}'
+        f"{_mark(state, -14, 0)}</g>"
+    )
+
+
+def _edge(edge: ShownEdge, plan: Layout) -> str:
+    """A line with an open arrow head, and both ends' names for the page to highlight it by."""
+    route = plan.routes[edge.source, edge.target]
+    names = f'data-a="{escape(edge.source)}" data-b="{escape(edge.target)}"'
+    down = route[-1][1] >= route[-2][1]
+    kind = f"e e{CLASS[edge.state]}"
+    line = f'<path class="{kind}" {names} d="{_path(route)}'
+    head = _chevron(route[-1], down)
+    if edge.state == "erased":  # a dashed arrow head would fall apart
+        return f'{line}"/><path class="{kind} a" {names} d="{head}"/>'
+    return f'{line}{head}"/>'
+
+
+def _write(node: str, buffer: str, plan: Layout) -> str:
+    """A dotted line from a node back up to the buffer that it writes in place."""
+    route = plan.routes.get((buffer, node))
+    if route is None:
+        return ""
+    shifted = [(x + _WRITE_OFFSET, y) for x, y in reversed(route)]
+    tip = shifted[-1]
+    names = f'data-a="{escape(node)}" data-b="{escape(buffer)}"'
+    return f'<path class="w" {names} d="{_path(shifted, _WRITE_SAG)}"/>' + _arrow(tip, (0, -1), "w a", names)
+
+
+def _arrow(tip: Point, way: Point, kind: str, names: str = "") -> str:
+    x, y = tip
+    dx, dy = way
+    points = f"M{x - 5 * dx - 4 * dy} {y - 5 * dy - 4 * dx}L{x} {y}L{x - 5 * dx + 4 * dy} {y - 5 * dy + 4 * dx}"
+    return f'<path class="{kind}" {names} d="{points}"/>'
+
+
+def _badge(edge: ShownEdge, plan: Layout) -> str:
+    """How many nodes a line stands for, on the line just above its end."""
+    route = plan.routes[edge.source, edge.target]
+    steps = list(zip(route[::-1], route[-2::-1], strict=False))
+    roomy = (step for step in steps if abs(step[0][1] - step[1][1]) >= _BADGE_ROOM)
+    (x1, y1), (x2, y2) = next(roomy, steps[0])
+    x, y = (x1 + x2) // 2, (y1 + y2) // 2
+    return (
+        f'<g transform="translate({x} {y})"><title>{escape(", ".join(edge.folded))}</title>'
+        f"{_count(str(len(edge.folded)))}</g>"
+    )
+
+
+def _count(text: str) -> str:
+    half = _number(max(7, text_width(text, SUB_SIZE) / 2 + 4))
+    return (
+        f'<rect class="q" x="-{half}" y="-7" width="{_number(2 * float(half))}" height="14" rx="7"/>'
+        f'<text class="u" text-anchor="middle" y="3.5">{text}</text>'
+    )
+
+
+def _path(route: Sequence[Point], sag: int = 0) -> str:
+    x, y = route[0]
+    parts = [f"M{x} {y}"]
+    for nx, ny in route[1:]:
+        middle = (y + ny) // 2 + sag
+        parts.append(f"V{ny}" if nx == x else f"C{x} {middle} {nx} {middle} {nx} {ny}")
+        x, y = nx, ny
+    return "".join(parts)
+
+
+def _chevron(tip: Point, down: bool) -> str:
+    x, y = tip
+    back = y - 5 if down else y + 5
+    return f"M{x - 4} {back}L{x} {y}L{x + 4} {back}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")

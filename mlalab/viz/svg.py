@@ -1,0 +1,110 @@
+"""The picture of a step: one SVG, the same wherever it is shown.
+
+It is plain markup without scripts, ids or references, so it works as an `<img>` in a notebook
+that nobody has run or trusted yet, as a file, and inside the exported page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from mlalab.records import StepRecord
+from mlalab.viz import theme
+from mlalab.viz._panel import Panel, draw_panel, legend
+from mlalab.viz.alt import before_after_alt, counts_text, step_alt
+from mlalab.viz.folding import Show, View, focus, fold
+from mlalab.viz.measure import text_width
+from mlalab.viz.overlay import after_side, before_side, overlay
+
+_MARGIN = 20
+_HEAD = 56
+_FOOT = 22
+_COLUMN_GAP = 40
+
+
+def step_svg(step: StepRecord, before: StepRecord | None = None, *, show: Show = "changes") -> str:
+    """Draw one graph; with `before`, also what the step created, erased and rewired."""
+    view = fold(overlay(step, before), show)
+    heads = [(step.name, counts_text(step, before))]
+    return _document([draw_panel(view, tooltips=True)], heads, [view], step_alt(step, before))
+
+
+def bare_step_svg(step: StepRecord, before: StepRecord | None, show: Show) -> str:
+    """The same picture without card, heading, style sheet and tooltips: a page has its own."""
+    panel = draw_panel(fold(overlay(step, before), show), tooltips=False)
+    width, height = panel.width + 2 * _MARGIN, panel.height + 2 * _MARGIN
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="mg" viewBox="0 0 {width} {height}" '
+        f'width="{width}" height="{height}">'
+        f'<g transform="translate({_MARGIN} {_MARGIN})">{panel.markup}</g></svg>'
+    )
+
+
+def before_after_svg(before: StepRecord, after: StepRecord) -> str:
+    """Draw two graphs side by side: what is about to be erased, and what took its place.
+
+    Only the changed nodes and their neighbours, unless nothing changed: two whole graphs next to
+    each other would be too small to read.
+    """
+    changed = {*after.created, *after.erased, *after.rewired}
+    views = [
+        focus(fold(side), changed)
+        for side in (before_side(before, after), after_side(before, after))
+    ]
+    panels = [draw_panel(view, tooltips=True) for view in views]
+    heads = [
+        (f"before {after.name}", f"{len(before.nodes)} nodes"),
+        (f"after {after.name}", counts_text(after, before)),
+    ]
+    return _document(panels, heads, views, before_after_alt(before, after))
+
+
+def _document(
+    panels: Sequence[Panel],
+    heads: Sequence[tuple[str, str]],
+    views: Sequence[View],
+    alt: str,
+) -> str:
+    """Panels in a row on one card, with a heading above each and the legend below."""
+    parts: list[str] = []
+    x = _MARGIN
+    for panel, (title, sub), view in zip(panels, heads, views, strict=True):
+        words = (title, theme.HEAD_SIZE, True), (sub, 12, False), (_share(view), 11, False)
+        wide = max(panel.width, *(round(text_width(t, s, bold=b)) for t, s, b in words))
+        parts += [
+            f'<text class="h" x="{x}" y="{_MARGIN + 10}">{escape(title)}</text>',
+            f'<text class="f" x="{x}" y="{_MARGIN + 28}">{escape(sub)}</text>',
+            f'<g transform="translate({x + (wide - panel.width) // 2} {_HEAD + _MARGIN})">'
+            f"{panel.markup}</g>",
+            f'<text class="f" x="{x}" y="{_foot(panels)}">{escape(_share(view))}</text>',
+        ]
+        x += wide + _COLUMN_GAP
+    key, key_width = legend(views)
+    width = max(x - _COLUMN_GAP, _MARGIN + key_width) + _MARGIN
+    height = _foot(panels) + (_FOOT if key else 0) + _MARGIN - 6
+    parts.append(f'<g transform="translate({_MARGIN} {_foot(panels) + _FOOT - 4})">{key}</g>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="mg" viewBox="0 0 {width} {height}" '
+        f'width="{width}" height="{height}" role="img" aria-label="{escape(alt)}">'
+        f"<style>{theme.style()}</style>"
+        f'<rect x=".5" y=".5" width="{width - 1}" height="{height - 1}" rx="10" '
+        f'fill="{theme.CARD}" stroke="{theme.FRAME}"/>{"".join(parts)}</svg>'
+    )
+
+
+def _foot(panels: Sequence[Panel]) -> int:
+    return _HEAD + _MARGIN + max(panel.height for panel in panels) + 30
+
+
+def _share(view: View) -> str:
+    """How much of the graph the picture shows."""
+    boxes = [node.layers for node in view.nodes if node.layers is not None]
+    drawn = len(view.nodes) - len(boxes)
+    parts = [f"{drawn} of {view.total} nodes drawn"]
+    if view.folded:
+        parts.append(f"{view.folded} views folded into lines")
+    if boxes:
+        layers = sum(len(box.layers) for box in boxes)
+        parts.append(f"{layers} like layers are one box" if layers > 1 else "1 like layer is a box")
+    return " · ".join(parts)
