@@ -16,7 +16,7 @@ PIP   := $(BIN)/python -m pip install --disable-pip-version-check -c constraints
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with=notebooks/nbval_sanitize.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test lint types unit notebooks clean-notebooks
+.PHONY: help setup lab test lint types unit notebooks clean-notebooks notebooks-update
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST)
@@ -63,6 +63,11 @@ unit: $(READY)  ## pytest on tests/
 notebooks: $(READY)  ## run every notebook and compare its outputs
 	@echo "[notebooks] nbval, every committed output compared, $(JOBS) processes"
 	@$(BIN)/python -m pytest -q $(NBVAL) -n $(JOBS) --dist loadfile notebooks
+
+notebooks-update: $(READY)  ## run every notebook again and keep its outputs, normalised
+	@echo "[notebooks] running and saving"
+	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace notebooks/*.ipynb
+	@$(BIN)/python -m mlalab clean notebooks/*.ipynb
 
 clean-notebooks: $(READY)  ## normalise the notebooks for committing
 	@$(BIN)/python -m mlalab clean notebooks/*.ipynb

@@ -24,7 +24,7 @@ class Outcome:
     caches: dict[str, Tensor]
 
     def diffs(self, found: Outcome) -> list[TensorDiff]:
-        """Compare `found` with this reference; a lowered graph may return more, first."""
+        """Compare `found` with this outcome; a lowered graph may return more, first."""
         results = found.outputs[-len(self.outputs) :]
         pairs = zip(self.outputs, results, strict=True)
         return [compare(f"output {i}", expected, x) for i, (expected, x) in enumerate(pairs)] + [
@@ -40,15 +40,14 @@ def compare(name: str, expected: Tensor, found: Tensor) -> TensorDiff:
             f"{name} has shape {tuple(found.shape)} and dtype {found.dtype}, expected "
             f"{tuple(expected.shape)} and {expected.dtype}."
         )
-    left, right = (
-        t.detach().reshape(-1, 1).contiguous().view(torch.uint8) for t in (expected, found)
-    )
-    mismatched = int((left != right).any(-1).sum())
-    gap = (expected.double() - found.double()).abs().nan_to_num(nan=torch.inf)
+    left, right = (t.detach().reshape(-1, 1).contiguous() for t in (expected, found))
+    differs = (left.view(torch.uint8) != right.view(torch.uint8)).any(-1)
+    mismatched = int(differs.sum())
+    gaps = (left[differs].double() - right[differs].double()).abs().nan_to_num(nan=torch.inf)
     return TensorDiff(
         name=name,
         equal=mismatched == 0,
-        max_abs=float(gap.max()) if mismatched else 0.0,
+        max_abs=float(gaps.max()) if mismatched else 0.0,
         mismatched=mismatched,
         total=expected.numel(),
     )
@@ -67,45 +66,67 @@ class Replay:
         self.bench, self.compiled, self.backend = bench, compiled, backend
 
     def check(self, steps: Sequence[StepRecord], seed: int) -> list[CheckRecord]:
-        """Return, for each step, how its graph's outcome differs from the eager model's."""
+        """Return how each step's outcome differs from the step before; the first, from eager.
+
+        So a difference is pinned on the step that makes it.
+        """
         bench = self.bench
         bench.randomise(seed)
-        caches = {layer.layer_name: layer.kv_cache.storage_BKC for layer in bench.layers}
-        saved = {name: cache.clone() for name, cache in caches.items()}
-        given = (bench.positions, bench.hidden_TD)
-
-        def outcome(function: Callable[..., Any], arguments: Sequence[Any]) -> Outcome:
-            for name, cache in caches.items():
-                cache.copy_(saved[name])
-            outputs = pytree.tree_leaves(bench.run(function, *arguments))
-            return Outcome(outputs, {name: cache.clone() for name, cache in caches.items()})
-
-        reference_inputs = [x.clone() for x in given]
-        reference = outcome(bench.module, reference_inputs)
-        sample = [x.clone() for x in given]
-        outcome(self.compiled, sample)
+        start = _Start(
+            bench,
+            {layer.layer_name: layer.kv_cache.storage_BKC.clone() for layer in bench.layers},
+            (bench.positions, bench.hidden_TD),
+        )
+        reference_inputs = start.inputs()
+        reference = start.outcome(bench.module, reference_inputs)
+        sample = start.inputs()
+        start.outcome(self.compiled, sample)
         records = []
         for step, graph in zip(steps, self.backend.recorders[0].graphs, strict=True):
             flat = self.backend.inputs_of(step.name)
-            own = {id(x): original.clone() for x, original in zip(sample, given, strict=True)}
-            arguments = [own.get(id(x), x) for x in flat]
-            weights = [x for x in flat if isinstance(x, Tensor) and id(x) not in own]
+            fresh = {id(x): new for x, new in zip(sample, start.inputs(), strict=True)}
+            weights = [x for x in flat if isinstance(x, Tensor) and id(x) not in fresh]
             versions = [w._version for w in weights]
-            found = outcome(graph, arguments)
+            found = start.outcome(graph, [fresh.get(id(x), x) for x in flat])
             diffs = reference.diffs(found)
-            for x, expected in zip(sample, reference_inputs, strict=True):
-                diffs.append(compare(f"input {tuple(x.shape)}", expected, own[id(x)]))
+            reference = Outcome(found.outputs[-len(reference.outputs) :], found.caches)
+            for name, x, expected in zip(_INPUTS, sample, reference_inputs, strict=True):
+                diffs.append(compare(name, expected, fresh[id(x)]))
             written = sum(w._version != v for w, v in zip(weights, versions, strict=True))
-            diffs.append(
-                TensorDiff(
-                    name="weights and tables",
-                    equal=written == 0,
-                    max_abs=0.0,
-                    mismatched=written,
-                    total=len(weights),
-                )
-            )
+            diffs.append(_weights_diff(written, len(weights)))
             records.append(CheckRecord(diffs=tuple(diffs)))
-        for name, cache in caches.items():
-            cache.copy_(saved[name])
+        start.restore()
         return records
+
+
+_INPUTS = ("input positions", "input hidden")
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """The state that every run starts from."""
+
+    bench: Workbench
+    caches: dict[str, Tensor]
+    given: tuple[Tensor, Tensor]
+
+    def inputs(self) -> list[Tensor]:
+        """Return new copies of positions and hidden states."""
+        return [x.clone() for x in self.given]
+
+    def restore(self) -> None:
+        """Put every cache back."""
+        for layer in self.bench.layers:
+            layer.kv_cache.storage_BKC.copy_(self.caches[layer.layer_name])
+
+    def outcome(self, function: Callable[..., Any], arguments: Sequence[Any]) -> Outcome:
+        """Run `function` from this state and return what it left behind."""
+        self.restore()
+        outputs = pytree.tree_leaves(self.bench.run(function, *arguments))
+        layers = self.bench.layers
+        return Outcome(outputs, {x.layer_name: x.kv_cache.storage_BKC.clone() for x in layers})
+
+
+def _weights_diff(written: int, total: int) -> TensorDiff:
+    name = "weights and tables"
+    return TensorDiff(name=name, equal=written == 0, max_abs=0.0, mismatched=written, total=total)

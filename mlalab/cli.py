@@ -6,32 +6,34 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mlalab import __version__
 from mlalab.errors import MlalabError
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 def _trace(arguments: argparse.Namespace) -> int:
     # Torch and Inductor take seconds to import: `--help` and `clean` must not wait for them.
     import torch
 
-    from mlalab.env import default_device
+    from mlalab.env import device_named
     from mlalab.lab import trace
     from mlalab.layers.mla import MLAOptions
-
-    def say(message: str) -> None:
-        print(message, file=sys.stderr, flush=True)
 
     options = MLAOptions(
         kv_cache_dtype=arguments.kv_cache_dtype,
         rope_custom_op=arguments.rope_custom_op,
         dtype=getattr(torch, arguments.dtype),
-        device=arguments.device or default_device(),
+        device=device_named(arguments.device),
     )
     for path in (arguments.html, arguments.json):
         if path is not None and not path.parent.is_dir():
             raise MlalabError(f"Cannot write {path}: the folder {path.parent} does not exist.")
-    say(f"building {arguments.model} and compiling it with torch.compile ...")
+    _say(f"building {arguments.model} and compiling it with torch.compile ...")
     result = trace(
         arguments.model,
         tokens=arguments.tokens,
@@ -42,16 +44,16 @@ def _trace(arguments: argparse.Namespace) -> int:
         dynamic=arguments.dynamic,
     )
     if arguments.check:
-        say("running every step's graph on the same random input ...")
+        _say("running every step's graph on the same random input ...")
         result.check()
     print(result)
     for step in result.steps:
         if step.kind == "fusion":
-            print(f"\n{step.name}: {result.why(step.name)}")
+            print(f"\n{result.why(step.name)}")
     for path, write in ((arguments.html, result.to_html), (arguments.json, result.save)):
         if path is not None:
             write(path)
-            say(f"wrote {path}")
+            _say(f"wrote {path}")
     return 0 if result.ok or not arguments.check else 1
 
 
@@ -81,7 +83,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mlalab {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_trace(commands)
 
+    doctor = commands.add_parser("doctor", help="what this machine is and what it can run")
+    doctor.set_defaults(run=_doctor)
+
+    clean = commands.add_parser("clean", help="normalise committed notebooks")
+    clean.set_defaults(run=_clean)
+    clean.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    clean.add_argument("--check", action="store_true", help="change nothing, fail if it would")
+    return parser
+
+
+def _add_trace(commands: Any) -> None:
     trace = commands.add_parser("trace", help="compile a layer and show what every pass did")
     trace.set_defaults(run=_trace)
     trace.add_argument("--model", required=True, help="a preset, or a Hugging Face directory")
@@ -97,15 +111,6 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("--no-check", dest="check", action="store_false", help="skip the proof")
     trace.add_argument("--html", type=Path, metavar="FILE", help="write a page that steps")
     trace.add_argument("--json", type=Path, metavar="FILE", help="write the trace")
-
-    doctor = commands.add_parser("doctor", help="what this machine is and what it can run")
-    doctor.set_defaults(run=_doctor)
-
-    clean = commands.add_parser("clean", help="normalise committed notebooks")
-    clean.set_defaults(run=_clean)
-    clean.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    clean.add_argument("--check", action="store_true", help="change nothing, fail if it would")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

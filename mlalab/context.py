@@ -156,6 +156,11 @@ def forward_context(context: ForwardContext) -> Iterator[ForwardContext]:
         _CURRENT.reset(token)
 
 
+def optional_context() -> ForwardContext | None:
+    """Return the current forward context, or None outside any."""
+    return _CURRENT.get()
+
+
 def current_context() -> ForwardContext:
     """Return the current forward context.
 

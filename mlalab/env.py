@@ -9,12 +9,31 @@ from dataclasses import dataclass
 
 import torch
 
+from mlalab.errors import ConfigError
+
 _FNUZ_ARCH_PREFIX = "gfx94"
 
 
 def default_device() -> torch.device:
     """Return the accelerator when there is one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_named(name: str | None) -> torch.device:
+    """Return the device called `name`, or the default one.
+
+    Raises:
+        ConfigError: no such device, or not on this machine.
+    """
+    if name is None:
+        return default_device()
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise ConfigError(f"Cannot use device {name!r}: {reason}") from error
+    return device
 
 
 def arch(device: torch.device | str | None = None) -> str:

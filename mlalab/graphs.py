@@ -147,16 +147,52 @@ def _own_storage(value: Tensor) -> Tensor:
 
 
 def layer_of(node: fx.Node) -> str | None:
-    """Return a node's attention layer: the one its op names, or the module it was traced in."""
+    """Return the attention layer that a call of one of our ops names, or None."""
     op = wrapped_op(node) or node.target
-    if isinstance(op, torch._ops.OpOverload) and op.namespace == "mlalab":
-        name = bound_arguments(node).get("layer_name")
-        if isinstance(name, str):
-            return name
-    for path, module_type in reversed((node.meta.get("nn_module_stack") or {}).values()):
-        if getattr(module_type, "__name__", str(module_type)).endswith("MLAAttention"):
-            return str(path)
-    return None
+    if not isinstance(op, torch._ops.OpOverload) or op.namespace != "mlalab":
+        return None
+    name = bound_arguments(node).get("layer_name")
+    return name if isinstance(name, str) else None
+
+
+def layer_names(graph: fx.Graph) -> dict[fx.Node, str]:
+    """Return the attention layer of each node that has one.
+
+    A node belongs to the layer in whose module it was traced, which is known from the ops there
+    that name their layer; a node that a pass put in belongs where its latest
+    input does.
+    """
+    home = {
+        _module_paths(node)[-1]: name
+        for node in graph.nodes
+        if (name := layer_of(node)) is not None
+    }
+    names: dict[fx.Node, str] = {}
+    for node in graph.nodes:
+        if node.op in ("placeholder", "output"):
+            continue
+        name = layer_of(node)
+        if "nn_module_stack" in node.meta:
+            name = name or next((home[p] for p in reversed(_module_paths(node)) if p in home), None)
+        else:
+            known = [x for x in node.all_input_nodes if x in names]
+            name = name or (names[max(known)] if known else None)
+        if name is not None:
+            names[node] = name
+    return names
+
+
+def _module_paths(node: fx.Node) -> list[str]:
+    """Return the modules a node was traced in, outermost (the root, "") first."""
+    return ["", *(str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values())]
+
+
+def inherit_origin(nodes: Iterable[fx.Node], source: fx.Node) -> None:
+    """Let `nodes` that a pass put in name the user's line and module that `source` came from."""
+    for node in nodes:
+        for key in ("stack_trace", "nn_module_stack"):
+            if key in source.meta:
+                node.meta.setdefault(key, source.meta[key])
 
 
 def op_name(node: fx.Node) -> str:

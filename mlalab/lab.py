@@ -13,6 +13,7 @@ from mlalab.compile.capture import LabBackend, Mode
 from mlalab.compile.config import PassConfig, config_of
 from mlalab.compile.ranges import CompileRange
 from mlalab.context import BatchMetadata
+from mlalab.errors import ConfigError
 from mlalab.layers.mla import MLAAttention, MLAOptions
 from mlalab.passes.fusion import Pass
 from mlalab.passes.pipeline import PIPELINE
@@ -22,66 +23,103 @@ from mlalab.workbench import Workbench, build
 
 
 def trace(
-    model: str | Path | MLAShape | MLAAttention | Workbench = "tiny",
+    model: str | Path | MLAShape | MLAAttention = "tiny",
     *,
     tokens: int = 8,
     num_layers: int = 1,
-    level: str = "O2",
     options: MLAOptions | None = None,
     metadata: BatchMetadata | None = None,
     slot_mapping: Tensor | None = None,
+    level: str = "O2",
+    passes: Sequence[Pass] = PIPELINE,
+    mode: Mode = "display",
+    dynamic: bool = False,
+) -> Trace:
+    """Compile a model with `torch.compile` and return the record of every stage.
+
+    Args:
+        model: a preset's name, a Hugging Face directory, a shape, or a layer.
+        tokens, num_layers, options, metadata, slot_mapping: see `mlalab.workbench.build`.
+        level, passes, mode, dynamic: see `record`.
+
+    Raises:
+        ConfigError, CheckpointError: the model or an option cannot be used.
+    """
+    # Refused before seconds are spent on building.
+    config = config_of(level)
+    bench = build(
+        model,
+        tokens=tokens,
+        num_layers=num_layers,
+        options=options,
+        metadata=metadata,
+        slot_mapping=slot_mapping,
+    )
+    name = str(model) if isinstance(model, (str, Path)) else type(model).__name__
+    result = record(bench, name, config=config, passes=passes, mode=mode, dynamic=dynamic)
+    result.meta["level"] = level
+    return result
+
+
+def record(
+    bench: Workbench,
+    name: str = "model",
+    *,
     config: PassConfig | None = None,
     passes: Sequence[Pass] = PIPELINE,
     mode: Mode = "display",
     dynamic: bool = False,
     keep_graphs: bool = True,
 ) -> Trace:
-    """Compile a model with `torch.compile` and return the record of every stage.
+    """Compile what stands on a workbench and return the record of every stage.
 
     Args:
-        model: a preset's name, a Hugging Face directory, a shape, a layer, or a workbench.
-        tokens, num_layers, options, metadata, slot_mapping: see `mlalab.workbench.build`.
-        level: O0 to O3, the defaults of the pass flags; `config` overrides them.
+        name: shown in the trace's title.
+        config: which passes are on; defaults to all.
         passes: in the order they run.
         mode: "display" interprets the final graph; "inductor" generates code.
         dynamic: leave the token count symbolic, so that one graph serves all.
         keep_graphs: keep each step's graph so that `Trace.check` can run it.
-
-    Raises:
-        ConfigError, CheckpointError: the model or an option cannot be used.
     """
-    config = config or config_of(level)
-    bench = model
-    if not isinstance(bench, Workbench):
-        bench = build(
-            bench,
-            tokens=tokens,
-            num_layers=num_layers,
-            options=options,
-            metadata=metadata,
-            slot_mapping=slot_mapping,
-        )
     count = bench.metadata.num_tokens
-    served = None if dynamic else CompileRange(count, count)
     backend = LabBackend(
-        config, mode=mode, passes=passes, compile_range=served, keep_graphs=keep_graphs
+        config,
+        mode=mode,
+        passes=passes,
+        compile_range=None if dynamic else CompileRange(count, count),
+        keep_graphs=keep_graphs,
     )
     torch._dynamo.reset()
-    compiled = torch.compile(bench.module, backend=backend, fullgraph=True, dynamic=dynamic)
+    compiled = torch.compile(bench.module, backend=backend, fullgraph=True)
+    if dynamic:
+        _mark_dynamic(bench)
     bench.run(compiled, bench.positions, bench.hidden_TD)
-    layer = bench.layers[0]
-    named = model if isinstance(model, (str, Path)) else type(model).__name__
-    meta = {
-        "model": str(named),
+    size = "any number of" if dynamic else str(count)
+    return Trace(
+        f"{name}: {len(bench.layers)} layer(s), {size} tokens",
+        backend.recorders[0].steps,
+        {"model": name, "tokens": size, "mode": mode, **_facts(bench)},
+        Replay(bench, compiled, backend) if keep_graphs else None,
+    )
+
+
+def _mark_dynamic(bench: Workbench) -> None:
+    # `dynamic=True` would also turn the norms' eps into a graph input.
+    if bench.metadata.num_tokens < 2:
+        raise ConfigError(
+            "A graph for any number of tokens is traced with at least 2: torch.compile "
+            "specialises on 0 and 1."
+        )
+    for x in (bench.positions, bench.hidden_TD):
+        torch._dynamo.mark_dynamic(x, 0)
+
+
+def _facts(bench: Workbench) -> dict[str, str]:
+    options = bench.layers[0].options
+    return {
         "layers": str(len(bench.layers)),
-        "tokens": "any" if dynamic else str(count),
-        "dtype": str(layer.options.dtype).removeprefix("torch."),
-        "kv cache": layer.options.kv_cache_dtype,
-        "level": level,
-        "mode": mode,
+        "dtype": str(options.dtype).removeprefix("torch."),
+        "kv cache": options.kv_cache_dtype,
+        "device": str(options.device or "cpu"),
         "torch": torch.__version__,
-        "device": str(layer.options.device or "cpu"),
     }
-    title = f"{meta['model']}: {meta['layers']} layer(s), {meta['tokens']} tokens"
-    checker = Replay(bench, compiled, backend) if keep_graphs else None
-    return Trace(title, backend.recorders[0].steps, meta, checker)

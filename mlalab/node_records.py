@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from mlalab.graphs import (
     VIEWS,
     is_call,
-    layer_of,
+    layer_names,
     op_name,
     short_name,
     storage_key,
@@ -22,6 +22,8 @@ from mlalab.graphs import (
     written_nodes,
 )
 from mlalab.records import NodeRecord
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
 
 
 def printed(value: Any) -> str:
@@ -59,9 +61,11 @@ def _source_line(node: fx.Node) -> str | None:
     frames = [i for i, line in enumerate(lines) if line.startswith("File ")]
     if not frames:
         return None
-    where = lines[frames[-1]].split('"')
+    # The innermost frame of the user's, not of torch's own helpers.
+    own = [i for i in frames if _TORCH not in lines[i]] or frames
+    where = lines[own[-1]].split('"')
     number = where[2].split("line ")[1].split(",")[0]
-    code = lines[frames[-1] + 1] if frames[-1] + 1 < len(lines) else ""
+    code = lines[own[-1] + 1] if own[-1] + 1 < len(lines) else ""
     return f"{os.path.basename(where[1])}:{number}, {code}"
 
 
@@ -71,6 +75,7 @@ def _dims(values: Any) -> tuple[int | str, ...]:
 
 def _records(graph: fx.Graph) -> Iterator[NodeRecord]:
     owners: dict[int, str] = {}
+    layers = layer_names(graph)
     for node in graph.nodes:
         value = value_of(node)
         is_tensor = isinstance(value, Tensor)
@@ -91,7 +96,7 @@ def _records(graph: fx.Graph) -> Iterator[NodeRecord]:
             alias_of=owner if owner != node.name else None,
             mutates=tuple(x.name for x in written_nodes(node)),
             source=_source_line(node),
-            layer=layer_of(node),
+            layer=layers.get(node),
             plumbing=node.op == "call_function" and node.target in VIEWS,
         )
 

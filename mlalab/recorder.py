@@ -1,7 +1,8 @@
 """Recording what each stage does to a graph.
 
-The recorder stands beside the passes, never inside them: FX calls its hooks whenever a node is
-created, erased or rewired, so a diff is exact and needs no comparison of graphs.
+The recorder stands beside the passes, never inside them: nodes keep their identity, and FX calls
+its hooks whenever one is created or erased, so a diff is exact and no graph is ever matched with
+another.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mlalab.records import MatchRecord, Refusal, StepKind, StepRecord, StepStatu
 
 @dataclass(slots=True)
 class Events:
-    """What happened to a graph while hooks were on: nodes by identity, in order."""
+    """What happened to a graph while it was watched: nodes by identity, in order."""
 
     created: dict[fx.Node, None] = field(default_factory=dict)
     erased: dict[fx.Node, None] = field(default_factory=dict)
@@ -29,22 +30,28 @@ class Events:
     @property
     def any(self) -> bool:
         """True when something changed that outlived the stage."""
-        return bool(self.survivors(self.created) or self.gone or self.survivors(self.rewired))
+        return bool(self.survivors or self.gone or self.rewired)
+
+    @property
+    def survivors(self) -> tuple[str, ...]:
+        """Names of nodes that were created and are still there."""
+        return tuple(n.name for n in self.created if n not in self.erased)
 
     @property
     def gone(self) -> tuple[str, ...]:
         """Names of nodes that existed before and were erased."""
         return tuple(n.name for n in self.erased if n not in self.created)
 
-    def survivors(self, nodes: dict[fx.Node, None]) -> tuple[str, ...]:
-        """Return the names of those nodes that are still in the graph."""
-        return tuple(n.name for n in nodes if n not in self.erased)
-
 
 @contextmanager
-def watch(gm: fx.GraphModule) -> Iterator[Events]:
-    """Collect the exact changes made to `gm`'s graph inside the block (FX's private node hooks)."""
+def watch(gm: fx.GraphModule, *, rewiring: bool = True) -> Iterator[Events]:
+    """Collect the exact changes made to `gm`'s graph inside the block.
+
+    FX's hooks tell of creation and erasure. Its replace hook misses `node.args = ...`, so what
+    each node called, with what, is compared, unless `rewiring` is off.
+    """
     events = Events()
+    before = {node: _call(node) for node in gm.graph.nodes} if rewiring else {}
 
     def on_create(node: fx.Node) -> None:
         events.created[node] = None
@@ -52,19 +59,19 @@ def watch(gm: fx.GraphModule) -> Iterator[Events]:
     def on_erase(node: fx.Node) -> None:
         events.erased[node] = None
 
-    def on_replace(old: fx.Node, new: str, user: fx.Node) -> None:
-        if user not in events.created:
-            events.rewired[user] = None
-
     gm._register_create_node_hook(on_create)
     gm._register_erase_node_hook(on_erase)
-    gm._register_replace_node_hook(on_replace)
     try:
         yield events
     finally:
         gm._unregister_create_node_hook(on_create)
         gm._unregister_erase_node_hook(on_erase)
-        gm._unregister_replace_node_hook(on_replace)
+        changed = (n for n, call in before.items() if not n._erased and call != _call(n))
+        events.rewired = dict.fromkeys(changed)
+
+
+def _call(node: fx.Node) -> tuple[object, ...]:
+    return (node.target, node.args, node.kwargs)
 
 
 @dataclass(slots=True)
@@ -113,9 +120,9 @@ class Recorder:
             kind=kind,
             status=draft.status,
             nodes=node_records(gm.graph),
-            created=events.survivors(events.created),
+            created=events.survivors,
             erased=events.gone,
-            rewired=events.survivors(events.rewired),
+            rewired=tuple(n.name for n in events.rewired),
             matches=draft.matches,
             refusals=draft.refusals,
             note=draft.note,

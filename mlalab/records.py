@@ -95,7 +95,7 @@ class TensorDiff:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckRecord:
-    """A step's graph run on the same random input as the reference, compared bit for bit."""
+    """A step's graph and the one before it run on the same random input, compared bit for bit."""
 
     diffs: tuple[TensorDiff, ...]
 
@@ -130,3 +130,12 @@ class StepRecord:
     """One sentence on what the stage is for."""
     seconds: float = 0.0
     check: CheckRecord | None = None
+
+    @property
+    def verdict(self) -> str:
+        """The check in a word; Inductor's own passes may round differently and are not judged."""
+        if self.check is None:
+            return "-"
+        if self.check.ok:
+            return "ok"
+        return "differs" if self.kind == "inductor" else "FAILED"

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mlalab.context import ForwardContext, current_context
+from mlalab.cache import PagedLatentCache
+from mlalab.context import ForwardContext, current_context, optional_context
 from mlalab.errors import InputError
 from mlalab.kernels import pick
 
@@ -23,6 +24,9 @@ def rotary_embedding(
     is_neox: bool,
 ) -> None:
     """Rotate query and key in place; see the kernel's reference for shapes."""
+    context = optional_context()
+    if context is not None and context.checked:
+        _check_positions(positions, cos_sin_cache.size(0))
     pick("rotary_embedding")(positions, query, key, head_size, cos_sin_cache, is_neox)
 
 
@@ -49,8 +53,7 @@ def unified_mla_kv_cache_update(
     """
     context = current_context()
     if context.slot_mapping is not None:
-        cache = context.layer(layer_name).kv_cache
-        _check_slots(context, cache.num_slots, kv_c.size(0))
+        cache = _cache_of(context, layer_name, kv_cache_dtype, kv_c.size(0))
         kernel = pick("unified_mla_kv_cache_update")
         kernel(kv_c, k_pe, cache.rows_SC, context.slot_mapping, k_scale)
     return kv_c.new_empty(0)
@@ -130,12 +133,16 @@ def fused_rope_unified_mla_kv_cache_update(
         cos_sin_cache: `[M, R]`.
         kv_cache_scale: fp32, one element.
     """
+    # Everything is checked before anything is written.
+    if q_pe.dim() != 3 or k_pe.dim() != 2:
+        raise InputError(
+            f"q_pe must be [T, N, R] and k_pe [T, R], got {list(q_pe.shape)} and "
+            f"{list(k_pe.shape)}; squeeze k_pe's head dimension."
+        )
     context = current_context()
     rows = None
     if context.slot_mapping is not None:
-        cache = context.layer(layer_name).kv_cache
-        _check_slots(context, cache.num_slots, kv_c.size(0))
-        rows = cache.rows_SC
+        rows = _cache_of(context, layer_name, kv_cache_dtype, kv_c.size(0)).rows_SC
     if context.checked:
         _check_positions(positions, cos_sin_cache.size(0))
     pick("fused_rope_unified_mla_kv_cache_update")(
@@ -161,8 +168,17 @@ def fused_rope_unified_mla_kv_cache_update_fake(
     return kv_c.new_empty(0)
 
 
-def _check_slots(context: ForwardContext, num_slots: int, num_tokens: int) -> None:
-    slots = context.slot_mapping
+def _cache_of(
+    context: ForwardContext, layer_name: str, kv_cache_dtype: str, num_tokens: int
+) -> PagedLatentCache:
+    """Return the layer's cache, once it is known that this step may write it."""
+    cache = context.layer(layer_name).kv_cache
+    if kv_cache_dtype != cache.kv_cache_dtype:
+        raise InputError(
+            f"Layer {layer_name!r} has a cache of kv_cache_dtype {cache.kv_cache_dtype!r}, the op "
+            f"was called with {kv_cache_dtype!r}."
+        )
+    slots, num_slots = context.slot_mapping, cache.num_slots
     assert slots is not None
     if slots.size(0) > num_tokens:
         raise InputError(
@@ -174,6 +190,7 @@ def _check_slots(context: ForwardContext, num_slots: int, num_tokens: int) -> No
             f"Slot {int(slots.max())} lies outside the cache of {num_slots} slots; "
             f"allocate more blocks, or use -1 for padding."
         )
+    return cache
 
 
 def _check_positions(positions: Tensor, num_rows: int) -> None:

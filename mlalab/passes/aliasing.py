@@ -1,44 +1,97 @@
 """Which memory a node stands for, and who still reads it.
 
 Views share a storage; two views of one storage may still touch different elements (the nope and
-rope columns of a query). Overlap is assumed unless it is disproved.
+rope columns of a query). Overlap is assumed unless it is disproved, and nothing here asks a
+symbolic size a question whose answer would become a guard on it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true as known
+from torch.utils import _pytree as pytree
 
-from mlalab.graphs import aten, is_call, storage_key, value_of
+from mlalab.graphs import aten, is_call, is_view, refresh_views, storage_key, value_of
+
+METADATA = (aten.sym_size.int, aten.sym_stride.int, aten.sym_numel.default)
+"""Ops that look at a tensor's layout only."""
+
+
+def same(xs: Iterable[Any], ys: Iterable[Any]) -> bool:
+    """Return whether two lists of sizes are known to be equal."""
+    xs, ys = tuple(xs), tuple(ys)
+    return len(xs) == len(ys) and all(known(x == y) for x, y in zip(xs, ys, strict=True))
+
+
+def same_layout(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors are alike in all but offset: every view of one is one of both."""
+    wide = [d for d, size in enumerate(a.shape) if not known(size == 1)]
+    return (
+        same(a.shape, b.shape)
+        and (a.dtype, a.device) == (b.dtype, b.device)
+        and same((a.stride(d) for d in wide), (b.stride(d) for d in wide))
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """The elements of one storage that a strided view touches."""
+    """The bytes of one storage that a strided view touches; its last dimension is one element."""
 
     storage: int
-    offset: object
-    sizes: tuple[object, ...]
-    strides: tuple[object, ...]
+    offset: Any
+    sizes: tuple[Any, ...]
+    strides: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, value: Tensor, storage: int) -> Region:
+        """Return where `value` lies, as a part of `storage`."""
+        unit = value.element_size()
+        strides = (*(s * unit for s in value.stride()), 1)
+        return cls(storage, value.storage_offset() * unit, (*value.shape, unit), strides)
+
+    def same_as(self, other: Region) -> bool:
+        """Return whether both are known to put the same element at every index."""
+        return self.storage == other.storage and same(
+            (self.offset, *self.sizes, *self.strides), (other.offset, *other.sizes, *other.strides)
+        )
 
     def overlaps(self, other: Region) -> bool:
-        """Return False only when the two provably share no element."""
-        if self.storage != other.storage:
+        """Return False only when the two provably share no byte."""
+        if self.storage != other.storage or self._empty or other._empty:
+            return False
+        if known(self._end <= other.offset) or known(other._end <= self.offset):
             return False
         return not any(
-            self._columns(pitch) is not None and _apart(self._columns(pitch), other._columns(pitch))
+            _apart(self._columns(pitch), other._columns(pitch))
             for pitch in {*self._pitches(), *other._pitches()}
         )
 
     @property
     def self_overlapping(self) -> bool:
-        """Return whether two indices may name one element (an expanded dimension)."""
-        return any(
-            stride == 0 and size != 1 for size, stride in zip(self.sizes, self.strides, strict=True)
-        )
+        """Return False only when no two indices name one element (as in an expanded dimension)."""
+        reach: Any = 0
+        for size, stride in sorted(zip(self.sizes, self.strides, strict=True), key=_by_stride):
+            if known(size == 1):
+                continue
+            if not known(stride > reach):
+                return not self._empty
+            reach = reach + (size - 1) * stride
+        return False
+
+    @property
+    def _empty(self) -> bool:
+        return any(known(size == 0) for size in self.sizes)
+
+    @property
+    def _end(self) -> Any:
+        last = ((n - 1) * stride for n, stride in zip(self.sizes, self.strides, strict=True))
+        return self.offset + sum(last) + 1
 
     def _pitches(self) -> Iterator[int]:
         return (s for s in self.strides if isinstance(s, int) and s > 1)
@@ -53,15 +106,11 @@ class Region:
         first = self.offset % pitch
         last = first
         for size, stride in zip(self.sizes, self.strides, strict=True):
-            if not isinstance(stride, int):
+            if known(stride % pitch == 0):
+                continue
+            if not isinstance(stride, int) or not isinstance(size, int):
                 return None
-            if stride >= pitch:
-                if stride % pitch:
-                    return None
-            elif not isinstance(size, int):
-                return None
-            else:
-                last += max(size - 1, 0) * stride
+            last += (size - 1) * stride
         return (first, last + 1) if last < pitch else None
 
 
@@ -69,20 +118,52 @@ def _apart(a: tuple[int, int] | None, b: tuple[int, int] | None) -> bool:
     return a is not None and b is not None and (a[1] <= b[0] or b[1] <= a[0])
 
 
+def _by_stride(dim: tuple[Any, Any]) -> Any:
+    stride = dim[1]
+    return stride.node.hint or 0 if isinstance(stride, torch.SymInt) else stride
+
+
 def region_of(node: fx.Node) -> Region | None:
     """Return the memory a node's value stands for, or None when it is not a strided tensor."""
     key = storage_key(node)
-    if key is None:
-        return None
-    value = value_of(node)
-    return Region(key, value.storage_offset(), tuple(value.shape), tuple(value.stride()))
+    return None if key is None else Region.of(value_of(node), key)
+
+
+def refresh_stale_views(graph: fx.Graph) -> None:
+    """Make every view's recorded value share its input's storage again.
+
+    Inductor's passes that come before ours drop clones and copies without telling the views of
+    what they dropped.
+    """
+    refresh_views([n for n in graph.nodes if is_view(n) and not _shares_storage(n)])
+
+
+def _shares_storage(view: fx.Node) -> bool:
+    keys = [
+        {v.untyped_storage()._cdata for v in pytree.tree_leaves(value) if isinstance(v, Tensor)}
+        for value in (value_of(view), value_of(view.args[0]))
+    ]
+    return keys[0] <= keys[1]
+
+
+def gives_new_sharing(graph: fx.Graph, storages: set[int | None]) -> bool:
+    """Return whether making `storages` one would let the caller see two results in one memory.
+
+    The caller may write to a result; what it holds apart must stay apart, the inputs included.
+    """
+    shown = {storage_key(n) for n in graph.output_node().all_input_nodes} & storages
+    if not shown:
+        return False
+    held = {storage_key(n) for op in ("placeholder", "get_attr") for n in graph.find_nodes(op=op)}
+    return len(shown | (held & storages)) > 1
 
 
 class AliasIndex:
     """The nodes of a graph by the storage they share."""
 
     def __init__(self, graph: fx.Graph) -> None:
-        self._nodes: dict[int, list[fx.Node]] = defaultdict(list)
+        refresh_stale_views(graph)
+        self._nodes: dict[int, dict[fx.Node, None]] = defaultdict(dict)
         for node in graph.nodes:
             self.add(node)
 
@@ -90,35 +171,33 @@ class AliasIndex:
         """Enter a node, once its value is known or has changed."""
         key = storage_key(node)
         if key is not None:
-            self._nodes[key].append(node)
+            self._nodes[key][node] = None
 
     def aliases(self, node: fx.Node) -> list[fx.Node]:
         """Return the nodes that share `node`'s storage, itself included."""
         key = storage_key(node)
-        found = self._nodes.get(key, []) if key is not None else []
+        return [] if key is None else self._sharing(key)
+
+    def _sharing(self, key: int) -> list[fx.Node]:
+        found = self._nodes.get(key, {})
         return [n for n in found if not n._erased and storage_key(n) == key]
 
     def readers_after(self, point: fx.Node, region: Region) -> Iterator[tuple[fx.Node, fx.Node]]:
-        """Yield (reader, alias) for every node after `point` that reads memory in `region`.
-
-        Taking another view reads nothing; neither does being the target of `aten.copy`, which is
-        overwritten whole.
-        """
-        for alias in list(self._nodes.get(region.storage, ())):
-            own = None if alias._erased else region_of(alias)
-            if own is None or own.storage != region.storage or not own.overlaps(region):
-                continue
-            for user in alias.users:
-                if user > point and not _only_views(user, alias):
-                    yield user, alias
+        """Yield (reader, alias) for every node after `point` that reads memory in `region`."""
+        for alias in self._sharing(region.storage):
+            late = [user for user in alias.users if user > point and _reads(user, alias)]
+            own = region_of(alias) if late else None
+            if own is not None and own.overlaps(region):
+                yield from ((user, alias) for user in late)
 
 
-def _only_views(user: fx.Node, alias: fx.Node) -> bool:
+def _reads(user: fx.Node, alias: fx.Node) -> bool:
+    """Return whether `user` reads the elements of `alias`: taking a view or a size does not.
+
+    The target of `aten.copy` lends its shape only. A reshape that had to copy did read.
+    """
     if is_call(user, aten.copy.default):
-        return user.args[0] is alias and user.args[1] is not alias
-    if user.op != "call_function":
-        return False
-    if isinstance(value_of(user), (list, tuple)):
-        # A split: its items are views of their own, listed under the same storage.
-        return is_call(user, aten.split_with_sizes.default, aten.split.Tensor)
-    return storage_key(user) == storage_key(alias)
+        return user.args[1] is alias
+    return not is_call(user, *METADATA) and not (is_view(user) and _shares_storage(user))
+
+

@@ -73,7 +73,7 @@ def attempt(pattern: pm.MultiOutputPattern, anchor: fx.Node, variant: str) -> pm
     return Miss(variant, node, f"expected {expected}, found {found}", matched, expected, found)
 
 
-def nearest_miss(patterns: Iterable[tuple[str, Any]], anchor: fx.Node) -> Miss | None:
+def nearest_miss(patterns: Iterable[tuple[str, Any]], anchor: fx.Node) -> Miss:
     """Return the miss of the variant that matched the largest part of its pattern."""
     attempts = [attempt(pattern, anchor, name) for name, pattern in patterns]
     misses = [miss for miss in attempts if isinstance(miss, Miss)]

@@ -7,22 +7,66 @@ dimension becomes one too, so that one pattern serves all layers and all token c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch._inductor import pattern_matcher as pm
 from torch._inductor.fx_passes.post_grad import view_to_reshape
 from torch.utils._ordered_set import OrderedSet
 
-_SYMBOLIC = -987_654_321
-"""Stands for a size that depends on a symbolic dimension while a graph becomes a pattern."""
+from mlalab.graphs import is_call, value_of
 
-_IGNORED_TYPES = (int, float, list, torch.device, torch.dtype)
+_SIZES = (int, float, torch.device, torch.dtype)
+"""Types of the constants that a blind pattern ignores."""
+
+Meaning = tuple[tuple[int | str, ...], str]
 
 
-class OutputsPattern(pm.MultiOutputPattern):
+def meaning(value: Any) -> Meaning | None:
+    """Return shape and dtype of a tensor, symbolic sizes as text; None for anything else."""
+    if not isinstance(value, Tensor):
+        return None
+    return dims(value.shape), str(value.dtype).removeprefix("torch.")
+
+
+def dims(values: Iterable[Any]) -> tuple[int | str, ...]:
+    """Return sizes or strides as ints, symbolic ones as text."""
+    return tuple(v if isinstance(v, int) else str(v) for v in values)
+
+
+class Call(pm.CallFunction):
+    """A call with exactly these keywords and, where `meaning` is given, a result of that kind.
+
+    Torch's own ignores keywords that the pattern does not mention, so that `add(a, b, alpha=2)`
+    would pass for `add(a, b)`.
+    """
+
+    def __init__(
+        self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], expected: Meaning | None
+    ) -> None:
+        # Any number of users: interior nodes are pure, so a reader outside the match keeps its
+        # node alive and stays right.
+        super().__init__(target, *args, _users=pm.MULTIPLE, **kwargs)
+        self.expected = expected
+
+    def extra_keywords(self, node: fx.Node) -> list[str]:
+        """Return the keywords of `node` that the pattern does not have."""
+        return [name for name in node.kwargs if name not in self.kwargs]
+
+    def _match(self, node: Any, ctx: pm.MatchContext) -> Any:
+        if self._match_fns(node) and self.extra_keywords(node):
+            return pm.FailedMatch("keywords")
+        result = super()._match(node, ctx)
+        if result and self.expected is not None and meaning(value_of(node)) != self.expected:
+            return pm.FailedMatch("shape or dtype")
+        return result
+
+
+class Outputs(pm.MultiOutputPattern):
     """A multi-output pattern that looks for each further output near the first.
 
     Torch takes the first node that fits, in the order of users. When layers share their cos and
@@ -68,6 +112,31 @@ def trace(
     return gm
 
 
+@dataclass(slots=True)
+class _Converter:
+    """Turns the arguments of traced nodes into parts of a pattern."""
+
+    patterns: dict[fx.Node, Any]
+    strings: Mapping[str, pm.PatternExpr]
+    blind: bool
+
+    def part(self, value: Any, *, indexing: bool = False) -> Any:
+        if isinstance(value, fx.Node):
+            # The nodes left out are sizes that depend on a symbolic dimension. Each is a wildcard
+            # of its own: one that occurred twice would demand one and the same node twice.
+            return self.patterns.get(value) or pm.Ignored()
+        if isinstance(value, str):
+            return self.strings.get(value, value)
+        if isinstance(value, (list, tuple)):
+            items = [self.part(x) for x in value]
+            if self.blind and items and all(isinstance(x, pm.Ignored) for x in items):
+                return pm.Ignored()
+            return items
+        # Which item of a result is taken is structure, not size.
+        ignored = self.blind and not indexing and type(value) in _SIZES
+        return pm.Ignored() if ignored else value
+
+
 def to_pattern(
     gm: fx.GraphModule, names: Sequence[str], wildcards: Sequence[str], *, blind: bool
 ) -> pm.MultiOutputPattern:
@@ -76,51 +145,25 @@ def to_pattern(
     Args:
         names: the function's tensor arguments.
         blind: ignore every int, float, dtype and device (first stage); otherwise compare them,
-            apart from sizes that depend on a symbolic dimension.
+            apart from sizes that depend on a symbolic dimension, and compare the shape and dtype
+            of every result.
     """
-    _hide_symbolic_sizes(gm)
-    ignored = _IGNORED_TYPES if blind else ()
-    pattern = pm.fx_to_pattern(gm, ignore_types=ignored, argnames=list(names))
-    assert isinstance(pattern, pm.MultiOutputPattern)
-    constants: dict[Any, pm.PatternExpr] = {
-        sentinel(name): pm.KeywordArg(name) for name in wildcards
-    }
-    constants[_SYMBOLIC] = pm.Ignored()
-    return _rewrite(pattern, constants, {})
-
-
-def _hide_symbolic_sizes(gm: fx.GraphModule) -> None:
-    for node in reversed(gm.graph.nodes):
-        if node.op != "placeholder" and isinstance(node.meta.get("val"), torch.SymInt):
-            node.replace_all_uses_with(_SYMBOLIC)
-            gm.graph.erase_node(node)
-    gm.recompile()
-
-
-def _rewrite(pattern: Any, constants: Mapping[Any, pm.PatternExpr], done: dict[int, Any]) -> Any:
-    """Put wildcards in for constants, keeping shared sub-patterns shared.
-
-    Interior nodes may have any number of users: they are pure, so a reader outside the match keeps
-    its node alive and stays right.
-    """
-    if isinstance(pattern, (str, int)) and not isinstance(pattern, bool):
-        return constants.get(pattern, pattern)
-    if isinstance(pattern, (list, tuple)):
-        return type(pattern)(_rewrite(x, constants, done) for x in pattern)
-    if id(pattern) in done:
-        return done[id(pattern)]
-    result = pattern
-    if isinstance(pattern, pm.MultiOutputPattern):
-        result = OutputsPattern([_rewrite(x, constants, done) for x in pattern.outputs])
-    elif isinstance(pattern, pm.CallFunction):
-        result = pm.CallFunction(
-            pattern.fns,
-            *(_rewrite(x, constants, done) for x in pattern.args),
-            _users=pm.MULTIPLE,
-            **{k: _rewrite(v, constants, done) for k, v in pattern.kwargs.items()},
-        )
-    done[id(pattern)] = result
-    return result
+    strings = {sentinel(name): pm.KeywordArg(name) for name in wildcards}
+    convert = _Converter({}, strings, blind)
+    arguments = iter(names)
+    for node in gm.graph.nodes:
+        value = value_of(node)
+        if node.op == "placeholder":
+            convert.patterns[node] = pm.KeywordArg(next(arguments))
+        elif node.op == "call_function" and not isinstance(value, torch.SymInt):
+            indexing = is_call(node, operator.getitem)
+            convert.patterns[node] = Call(
+                node.target,
+                [convert.part(x, indexing=indexing) for x in node.args],
+                {k: convert.part(v) for k, v in node.kwargs.items()},
+                None if blind else meaning(value),
+            )
+    return Outputs([convert.patterns[x] for x in gm.graph.output_node().args[0]])
 
 
 def with_wildcard_inputs(gm: fx.GraphModule, wildcards: Sequence[str]) -> fx.GraphModule:

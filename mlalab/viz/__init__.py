@@ -12,19 +12,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlalab.viz.alt import before_after_alt, step_alt
     from mlalab.viz.export import trace_html
-    from mlalab.viz.show import Figure, figure_html
+    from mlalab.viz.show import Figure, before_after_figure, figure_html, step_figure, trace_figure
     from mlalab.viz.svg import before_after_svg, step_svg
     from mlalab.viz.text import op_delta, step_table, why_text
 
 __all__ = [
     "Figure",
     "before_after_alt",
+    "before_after_figure",
     "before_after_svg",
     "figure_html",
     "op_delta",
     "step_alt",
+    "step_figure",
     "step_svg",
     "step_table",
+    "trace_figure",
     "trace_html",
     "why_text",
 ]
@@ -32,12 +35,15 @@ __all__ = [
 _HOME = {
     "Figure": "show",
     "before_after_alt": "alt",
+    "before_after_figure": "show",
     "before_after_svg": "svg",
     "figure_html": "show",
     "op_delta": "text",
     "step_alt": "alt",
+    "step_figure": "show",
     "step_svg": "svg",
     "step_table": "text",
+    "trace_figure": "show",
     "trace_html": "export",
     "why_text": "text",
 }

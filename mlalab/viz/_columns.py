@@ -13,6 +13,7 @@ rigid pieces and never past a neighbour: shorter lines, a narrower picture, noth
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from mlalab.viz._order import Links, Rows
 
@@ -29,6 +30,8 @@ def column_positions(
     rows: Rows, up: Links, down: Links, widths: Sequence[float], bends: set[int]
 ) -> list[float]:
     """Centre x of every point. `bends` are the points that only carry an edge past a row."""
+    if not widths:
+        return []
     conflicts = _conflicts(rows, up, bends)
     layouts = []
     for from_above in (True, False):
@@ -42,7 +45,7 @@ def column_positions(
     xs = _middle(layouts, widths)
     spaces = _spaces(rows, widths, bends)
     for _ in range(_ROUNDS):
-        if not _pull(xs, _columns(xs, down), spaces, up, down):
+        if not _pull(xs, _columns(xs, down, bends), spaces, up, down):
             break
     return xs
 
@@ -50,7 +53,7 @@ def column_positions(
 def _conflicts(rows: Rows, up: Links, bends: set[int]) -> set[tuple[int, int]]:
     """Links that cross a straight run of a long edge; the run wins, so they may not line up."""
     found: set[tuple[int, int]] = set()
-    for above, row in zip(rows, rows[1:], strict=False):
+    for above, row in pairwise(rows):
         place = {point: i for i, point in enumerate(above)}
         left, start = 0, 0
         for i, point in enumerate(row):
@@ -114,8 +117,6 @@ def _pack(
 
 def _middle(layouts: Sequence[Sequence[float]], widths: Sequence[float]) -> list[float]:
     """Mean of the two middle answers, after lining all up with the narrowest one."""
-    if not widths:
-        return []
     spans = [
         (
             min(x - w / 2 for x, w in zip(xs, widths, strict=True)),
@@ -132,23 +133,22 @@ def _middle(layouts: Sequence[Sequence[float]], widths: Sequence[float]) -> list
     return columns
 
 
-def _spaces(
-    rows: Rows, widths: Sequence[float], bends: set[int]
-) -> list[tuple[int, int, float]]:
+def _spaces(rows: Rows, widths: Sequence[float], bends: set[int]) -> list[tuple[int, int, float]]:
     """Neighbours within a row and the least distance of their centres."""
     return [
         (a, b, (widths[a] + widths[b]) / 2 + (_BEND_GAP if a in bends or b in bends else _GAP))
         for row in rows
-        for a, b in zip(row, row[1:], strict=False)
+        for a, b in pairwise(row)
     ]
 
 
-def _columns(xs: Sequence[float], down: Links) -> list[list[int]]:
+def _columns(xs: Sequence[float], down: Links, bends: set[int]) -> list[list[int]]:
     """Points that are linked straight up or down, grouped; from left to right."""
     group: dict[int, list[int]] = {point: [point] for point in range(len(xs))}
     for point, x in enumerate(xs):
         for other in down[point]:
-            if abs(xs[other] - x) < _ALIGNED and group[other] is not group[point]:
+            alike = (point in bends) == (other in bends)
+            if alike and abs(xs[other] - x) < _ALIGNED and group[other] is not group[point]:
                 group[point] += group[other]
                 group.update(dict.fromkeys(group[other], group[point]))
     columns = {id(members): members for members in group.values()}

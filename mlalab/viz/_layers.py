@@ -45,7 +45,7 @@ def layer_boxes(graph: Overlay) -> list[LayerBox]:
         counts = Counter(graph.states[name] for name in names)
         states: tuple[State, ...] = ("created", "erased", "rewired")
         changes = tuple((state, counts[state]) for state in states if counts[state])
-        boxes.append(LayerBox(key=f"layers {run[0]}", layers=run, members=names, changes=changes))
+        boxes.append(LayerBox(key=f"layers:{run[0]}", layers=run, members=names, changes=changes))
     return boxes
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -59,23 +60,24 @@ def draw_panel(view: View, *, tooltips: bool) -> Panel:
     return Panel("".join(parts), plan.width, plan.height)
 
 
-def legend(views: Sequence[View]) -> tuple[str, int]:
-    """A row of the marks that the views use, each with its meaning, and the row's width."""
-    states = {node.state for view in views for node in view.nodes}
+def legend(
+    states: Collection[State] = tuple(_MEANINGS), *, writes: bool = True, folded: bool = True
+) -> Panel:
+    """A row of marks, each with its meaning; all of them unless told otherwise."""
     entries = [(_swatch(state), text) for state, text in _MEANINGS.items() if state in states]
-    if any(view.writes for view in views):
-        dots = f'<path class="w" d="M0 0H26"/>{_arrow((26, 0), (1, 0), "w a")}'
+    if writes:
+        dots = '<g class="w"><path d="M0 0H26"/><path class="a" d="M22-4l4 4-4 4"/></g>'
         entries.append((dots, "writes in place"))
-    if any(edge.folded for view in views for edge in view.edges):
+    if folded:
         entries.append((f'<g transform="translate(14 0)">{_count("n")}</g>', "n views folded"))
     parts = []
-    x = 0
+    x = 10
     for mark, text in entries:
         parts.append(
-            f'<g transform="translate({x} 0)">{mark}<text class="f" x="36" y="4">{text}</text></g>'
+            f'<g transform="translate({x} 12)">{mark}<text class="f" x="36" y="4">{text}</text></g>'
         )
         x += 36 + round(text_width(text, NOTE_SIZE)) + 26
-    return "".join(parts), x
+    return Panel("".join(parts), x if parts else 0, 24 if parts else 0)
 
 
 def tooltip(record: NodeRecord) -> str:
@@ -96,7 +98,7 @@ def tooltip(record: NodeRecord) -> str:
 
 
 def _node(
-    node: ShownNode, at: Placed, words: Label, written: Iterable[str], tooltips: bool
+    node: ShownNode, at: Placed, words: Label, written: Collection[str], tooltips: bool
 ) -> str:
     """One box with its text and state mark, at its place."""
     attributes = f'class="n {CLASS[node.state]}" data-n="{escape(node.key)}"'
@@ -135,16 +137,16 @@ def _text(words: Label) -> str:
     """The lines of a label, centred; a pill has name and shape in one line."""
     if words.kind == "input":
         shape = f'<tspan class="u" dx="5">{escape(words.subs[0])}</tspan>' if words.subs else ""
-        return f'<text class="k u" y="3.5"><tspan class="p">{escape(words.titles[0])}</tspan>{shape}</text>'
+        return f'<text class="p" y="3.5">{escape(words.titles[0])}{shape}</text>'
     y = -(len(words.titles) * _TITLE_LINE + len(words.subs) * _SUB_LINE) // 2 + 11
-    title_class = "x" if words.kind == "custom" else "t"
+    title_class = ' class="x"' if words.kind == "custom" else ""
     parts = []
     for line in words.titles:
-        parts.append(f'<text class="k {title_class}" y="{y}">{escape(line)}</text>')
+        parts.append(f'<text{title_class} y="{y}">{escape(line)}</text>')
         y += _TITLE_LINE
     y -= 1
     for line in words.subs:
-        parts.append(f'<text class="k u" y="{y}">{escape(line)}</text>')
+        parts.append(f'<text class="u" y="{y}">{escape(line)}</text>')
         y += _SUB_LINE
     return "".join(parts)
 
@@ -170,14 +172,14 @@ def _swatch(state: State) -> str:
 def _edge(edge: ShownEdge, plan: Layout) -> str:
     """A line with an open arrow head, and both ends' names for the page to highlight it by."""
     route = plan.routes[edge.source, edge.target]
-    names = f'data-a="{escape(edge.source)}" data-b="{escape(edge.target)}"'
-    down = route[-1][1] >= route[-2][1]
-    kind = f"e e{CLASS[edge.state]}"
-    line = f'<path class="{kind}" {names} d="{_path(route)}'
-    head = _chevron(route[-1], down)
+    back = -5 if route[-1][1] >= route[-2][1] else 5
+    head = f"m-4 {back} 4 {-back} 4 {back}"
+    attributes = f'class="e e{CLASS[edge.state]}" {_ends(edge.source, edge.target)}'
     if edge.state == "erased":  # a dashed arrow head would fall apart
-        return f'{line}"/><path class="{kind} a" {names} d="{head}"/>'
-    return f'{line}{head}"/>'
+        x, y = route[-1]
+        tip = f'<path class="a" d="M{x} {y}{head}"/>'
+        return f'<g {attributes}><path d="{_path(route)}"/>{tip}</g>'
+    return f'<path {attributes} d="{_path(route)}{head}"/>'
 
 
 def _write(node: str, buffer: str, plan: Layout) -> str:
@@ -186,16 +188,16 @@ def _write(node: str, buffer: str, plan: Layout) -> str:
     if route is None:
         return ""
     shifted = [(x + _WRITE_OFFSET, y) for x, y in reversed(route)]
-    tip = shifted[-1]
-    names = f'data-a="{escape(node)}" data-b="{escape(buffer)}"'
-    return f'<path class="w" {names} d="{_path(shifted, _WRITE_SAG)}"/>' + _arrow(tip, (0, -1), "w a", names)
+    (x, y) = shifted[-1]
+    return (
+        f'<g class="w" {_ends(node, buffer)}><path d="{_path(shifted, _WRITE_SAG)}"/>'
+        f'<path class="a" d="M{x} {y}m-4 5 4 -5 4 5"/></g>'
+    )
 
 
-def _arrow(tip: Point, way: Point, kind: str, names: str = "") -> str:
-    x, y = tip
-    dx, dy = way
-    points = f"M{x - 5 * dx - 4 * dy} {y - 5 * dy - 4 * dx}L{x} {y}L{x - 5 * dx + 4 * dy} {y - 5 * dy + 4 * dx}"
-    return f'<path class="{kind}" {names} d="{points}"/>'
+def _ends(source: str, target: str) -> str:
+    """Names of both ends, for the page to find the lines of a node by."""
+    return f'data-a="{escape(source)}" data-b="{escape(target)}"'
 
 
 def _badge(edge: ShownEdge, plan: Layout) -> str:
@@ -212,9 +214,9 @@ def _badge(edge: ShownEdge, plan: Layout) -> str:
 
 
 def _count(text: str) -> str:
-    half = _number(max(7, text_width(text, SUB_SIZE) / 2 + 4))
+    width = 2 * math.ceil(max(14, text_width(text, SUB_SIZE) + 8) / 2)
     return (
-        f'<rect class="q" x="-{half}" y="-7" width="{_number(2 * float(half))}" height="14" rx="7"/>'
+        f'<rect class="q" x="{-width // 2}" y="-7" width="{width}" height="14" rx="7"/>'
         f'<text class="u" text-anchor="middle" y="3.5">{text}</text>'
     )
 
@@ -222,17 +224,14 @@ def _count(text: str) -> str:
 def _path(route: Sequence[Point], sag: int = 0) -> str:
     x, y = route[0]
     parts = [f"M{x} {y}"]
-    for nx, ny in route[1:]:
+    for i, (nx, ny) in enumerate(route[1:], 2):
         middle = (y + ny) // 2 + sag
-        parts.append(f"V{ny}" if nx == x else f"C{x} {middle} {nx} {middle} {nx} {ny}")
+        if nx != x:
+            parts.append(f"C{x} {middle} {nx} {middle} {nx} {ny}")
+        elif i == len(route) or route[i][0] != x:  # the last of a straight run
+            parts.append(f"V{ny}")
         x, y = nx, ny
     return "".join(parts)
-
-
-def _chevron(tip: Point, down: bool) -> str:
-    x, y = tip
-    back = y - 5 if down else y + 5
-    return f"M{x - 4} {back}L{x} {y}L{x + 4} {back}"
 
 
 def _number(value: float) -> str:

@@ -15,15 +15,20 @@ _BUILT_IN = ("aten.", "prims.")
 
 
 def step_alt(step: StepRecord, before: StepRecord | None = None) -> str:
-    """One or two sentences on what the step did to the graph."""
+    """One or two sentences: the step's name and what it did to the graph."""
+    return f"{step.name}: {finding(step, before)}"
+
+
+def finding(step: StepRecord, before: StepRecord | None) -> str:
+    """What the step did, without its name."""
     if step.status == "captured" or step.retraced or before is None:
-        first = f"{step.name}: a graph of {_nodes(len(step.nodes))}"
+        first = f"a graph of {_nodes(len(step.nodes))}"
         first += ", traced anew" if step.retraced else ""
     elif step.created or step.erased or step.rewired:
-        first = f"{step.name}: {_nodes(len(before.nodes))} became {len(step.nodes)}"
-        first += "".join(f"; {part}" for part in _changes(step, before))
+        parts = [f"{_nodes(len(before.nodes))} became {len(step.nodes)}", *_changes(step, before)]
+        first = "; ".join(parts)
     else:
-        first = f"{step.name}: {step.status}, the graph of {_nodes(len(step.nodes))} is unchanged"
+        first = f"{step.status}, the graph of {_nodes(len(step.nodes))} is unchanged"
         first += f". {step.refusals[0].reason.rstrip('.')}" if step.refusals else ""
     return f"{first}.{_check(step)}"
 
@@ -79,9 +84,11 @@ def _check(step: StepRecord) -> str:
     if step.check is None:
         return ""
     if step.check.ok:
-        return " Every output and buffer is bit-identical to the reference."
-    wrong = [diff.name for diff in step.check.diffs if not diff.equal]
-    return f" The check against the reference FAILED: {', '.join(wrong) or 'nothing compared'}."
+        return " Checked: every output and buffer agrees bit for bit."
+    wrong = ", ".join(diff.name for diff in step.check.diffs if not diff.equal)
+    if step.verdict == "FAILED":
+        return f" The check FAILED: {wrong or 'nothing was compared'}."
+    return f" Checked: some bits differ, as they may after this kind of step: {wrong}."
 
 
 def _nodes(count: int) -> str:

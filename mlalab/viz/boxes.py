@@ -60,8 +60,6 @@ def label(node: ShownNode) -> Label:
         return _pill(elide(input_name(record.name), _PILL_NAME), shape_text(record))
     if record.op == "output":
         return _pill("output", "")
-    if record.op != "call_function":
-        return _label("op", wrap(record.name, _WRAP), [shape_text(record)])
     return _op_label(record)
 
 
@@ -86,18 +84,16 @@ def shape_text(record: NodeRecord) -> str:
 
 def _op_label(record: NodeRecord) -> Label:
     """Op name with the number that FX gave this node; the node's name too where it differs."""
+    if record.op not in ("call_function", "call_method") or record.target == record.op:
+        return _label("op", wrap(record.name, _WRAP), [shape_text(record)])
     wrapped = _WRAPPED.fullmatch(record.target)
     target = wrapped[1] if wrapped else record.target
     custom = "." in target and not target.startswith(_BUILT_IN)
-    title = target if custom else target.rpartition(".")[2]
-    stem = re.escape(title.rpartition(".")[2])
-    numbered = re.fullmatch(rf"{stem}(?:_default)?(_\d+)?", record.name)
-    if numbered:
-        title += numbered[1] or ""
-    name = "" if numbered else record.name
-    subs = [" · ".join(part for part in (name, shape_text(record)) if part)]
-    if record.alias_of and not record.plumbing:
-        subs.append(f"alias of {elide(record.alias_of, _PILL_NAME)}")
+    stem = target.rpartition(".")[2]
+    suffix = r"(?:_default)?(_\d+)?" if custom else r"(_\d+)?"
+    numbered = re.fullmatch(re.escape(stem) + suffix, record.name)
+    title = (target if custom else stem) + ((numbered[1] or "") if numbered else "")
+    subs = [" · ".join(filter(None, ("" if numbered else record.name, shape_text(record))))]
     return _label("custom" if custom else "op", wrap(title, _WRAP), subs)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -17,15 +18,17 @@ from typing import Any
 
 from mlalab.records import NodeRecord, StepRecord
 from mlalab.viz import theme
-from mlalab.viz.alt import step_alt
+from mlalab.viz.alt import finding
 from mlalab.viz.facts import chip_html, facts_html
 from mlalab.viz.overlay import overlay
-from mlalab.viz.svg import bare_step_svg
+from mlalab.viz.svg import bare_step_svg, legend_svg
 from mlalab.viz.text import step_table
 
 _START = """
-const data = JSON.parse(document.getElementById("trace").textContent);
-const app = mount(document.body, data);
+const packed = atob(document.getElementById("trace").textContent);
+const bytes = new Blob([Uint8Array.from(packed, (char) => char.charCodeAt(0))]);
+const stream = bytes.stream().pipeThrough(new DecompressionStream("deflate"));
+const app = mount(document.body, await new Response(stream).json());
 const fromHash = () => app.go((Number(location.hash.slice("#step=".length)) || 1) - 1);
 fromHash();
 addEventListener("hashchange", fromHash);
@@ -34,12 +37,14 @@ document.body.addEventListener("mlalab:step", (e) => location.replace(`#step=${e
 """The page's own part: the step shown is in its address, so a link can point at one."""
 
 
+_PAGE_STYLE = "html,body{height:100%;margin:0}"
+
+
 def trace_html(title: str, steps: Sequence[StepRecord], meta: Mapping[str, str]) -> str:
     """The whole page. `meta` (device, shapes, versions) is listed under the title."""
     static = files("mlalab.viz") / "static"
-    style = theme.style() + (static / "stepper.css").read_text(encoding="utf-8")
+    style = _PAGE_STYLE + theme.style() + (static / "stepper.css").read_text(encoding="utf-8")
     script = (static / "stepper.js").read_text(encoding="utf-8") + _START
-    data = json.dumps(trace_data(title, steps, meta), ensure_ascii=False, separators=(",", ":"))
     policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -48,7 +53,7 @@ def trace_html(title: str, steps: Sequence[StepRecord], meta: Mapping[str, str])
         '<meta name="color-scheme" content="light dark">'
         f"<title>{escape(title)}</title><style>{style}</style></head><body>"
         f"<noscript><pre>{escape(step_table(steps))}</pre></noscript>"
-        f'<script type="application/json" id="trace">{_in_script(data)}</script>'
+        f'<script type="text/plain" id="trace">{_packed(trace_data(title, steps, meta))}</script>'
         f'<script type="module">{script}</script></body></html>\n'
     )
 
@@ -63,6 +68,7 @@ def trace_data(title: str, steps: Sequence[StepRecord], meta: Mapping[str, str])
         "steps": drawn,
         "nodes": [_node(record) for record in pool.nodes],
         "pictures": list(pool.pictures),
+        "legend": legend_svg(),
     }
 
 
@@ -84,10 +90,10 @@ def _step(number: int, steps: Sequence[StepRecord], pool: _Pool) -> dict[str, An
     step = steps[number]
     before = steps[number - 1] if number else None
     graph = overlay(step, before)
+    said = finding(step, before)
     return {
         "name": step.name,
-        "alt": step_alt(step, before),
-        "note": step.note,
+        "finding": f"{step.note} {said[0].upper()}{said[1:]}".strip(),
         "chip": chip_html(number + 1, step),
         "facts": facts_html(step, before),
         "lines": [
@@ -108,9 +114,13 @@ def _node(record: NodeRecord) -> list[Any]:
     ]
 
 
-def _in_script(text: str) -> str:
-    """JSON that cannot end the script element it stands in."""
-    return text.replace("<", "\\u003c")
+def _packed(data: Mapping[str, Any]) -> str:
+    """The data, compressed: pictures of one graph after each pass repeat themselves a lot.
+
+    In base64 no name from a graph can end the script element that it stands in.
+    """
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return base64.b64encode(zlib.compress(text.encode(), 9)).decode("ascii")
 
 
 def _hash(text: str) -> str:

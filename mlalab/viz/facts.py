@@ -11,12 +11,14 @@ from html import escape
 from mlalab.records import CheckRecord, MatchRecord, Refusal, StepRecord
 from mlalab.viz.text import delta_rows, distinct
 
+_SIGNS = {"ok": "✓", "differs": "≠", "FAILED": "✗"}
+
 
 def facts_html(step: StepRecord, before: StepRecord | None) -> str:
     """The sections that apply to the step, one after the other."""
     parts = []
     if step.check is not None:
-        parts.append(_section("Checked against the reference", _check(step.check)))
+        parts.append(_section("Numeric check", _check(step.check)))
     if step.refusals:
         whys = "".join(_why(refusal, count) for refusal, count in distinct(step.refusals))
         parts.append(_section("Why it did not match", whys))
@@ -24,7 +26,9 @@ def facts_html(step: StepRecord, before: StepRecord | None) -> str:
         items = "".join(_match(match) for match in step.matches)
         parts.append(_section("Matches", f"<ul>{items}</ul>"))
     if before is not None and len(rows := delta_rows(before, step)) > 1:
-        cells = [(op, str(old), str(new), f"{new - old:+d}".replace("-", "−")) for op, old, new in rows]
+        cells = [
+            (op, str(old), str(new), f"{new - old:+d}".replace("-", "−")) for op, old, new in rows
+        ]
         parts.append(_section("Ops", _table(("op", "before", "after", "delta"), cells)))
     return "".join(parts)
 
@@ -35,7 +39,7 @@ def chip_html(number: int, step: StepRecord) -> str:
     marks = [f"{sign}{len(names)}" for sign, names in counts if names]
     words = marks or ([] if step.status == "captured" else [step.status])
     if step.check is not None:
-        words.append("✓ check" if step.check.ok else "✗ check")
+        words.append(f"{_SIGNS[step.verdict]} check")
     nodes = f"{len(step.nodes)} nodes"
     return f"<b>{number} {escape(step.name)}</b><span>{escape(' · '.join([nodes, *words]))}</span>"
 
@@ -90,7 +94,8 @@ def _why(refusal: Refusal, count: int) -> str:
         for name, value in facts
         if value is not None
     )
+    node = escape(refusal.node)
     return (
-        f'<p><button type="button" data-pick="{escape(refusal.node)}">{escape(refusal.node)}</button>'
+        f'<p><button type="button" data-pick="{node}">{node}</button>'
         f"{where}{others}: {escape(refusal.reason)}</p><dl>{rows}</dl>"
     )

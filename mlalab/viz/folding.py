@@ -171,4 +171,6 @@ def _between(
 ) -> tuple[Edge, ...]:
     """Pairs of nodes as pairs of different boxes, those that are both drawn."""
     boxes = ((inside.get(a, a), inside.get(b, b)) for a, b in pairs)
-    return tuple(dict.fromkeys(p for p in boxes if p[0] != p[1] and p[0] in shown and p[1] in shown))
+    return tuple(
+        dict.fromkeys(p for p in boxes if p[0] != p[1] and p[0] in shown and p[1] in shown)
+    )

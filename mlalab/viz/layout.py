@@ -2,7 +2,7 @@
 
 Ours rather than a layout engine, so that the picture is the same with and without a kernel, the
 same in every run (goldens compare it), and needs neither a binary nor WebAssembly. Four stages:
-rank (`_ranks`), order within a rank (`viz._order`), x positions (`viz._columns`), and routing.
+rows (`viz._rows`), order within a row (`viz._order`), columns (`viz._columns`), and routing here.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from mlalab.viz._columns import column_positions
 from mlalab.viz._order import Rows, order_rows
+from mlalab.viz._rows import place_in_rows
 
 Point = tuple[int, int]
 
@@ -117,15 +118,13 @@ def lay_out(
     return _assemble(boxes, pairs, grid, rows, columns)
 
 
-def _grid(
-    count: int, edges: Sequence[tuple[int, int]], waits: Sequence[tuple[int, int]]
-) -> _Grid:
+def _grid(count: int, edges: Sequence[tuple[int, int]], waits: Sequence[tuple[int, int]]) -> _Grid:
     """Rank the boxes and thread edges longer than one row through bends.
 
     All long edges of one box share a trunk, so a value read by sixty layers is one line with
     sixty branches.
     """
-    ranks = _ranks(count, edges, waits)
+    ranks = place_in_rows(count, edges, waits)
     rows: Rows = [[] for _ in range(max(ranks, default=-1) + 1)]
     for box, rank in enumerate(ranks):
         rows[rank].append(box)
@@ -142,35 +141,6 @@ def _grid(
         grid.link(chain[-2], below)
         grid.chains[above, below] = chain
     return grid
-
-
-def _ranks(
-    count: int, edges: Sequence[tuple[int, int]], waits: Sequence[tuple[int, int]]
-) -> list[int]:
-    """Longest-path ranks, then boxes moved down next to their readers where that is free.
-
-    Without the second part every weight would sit in the first row, with a line across the whole
-    picture. A box moves when it feeds at least as many lines as it takes from boxes that cannot
-    move along with it; boxes without inputs always can.
-    """
-    parents: list[list[int]] = [[] for _ in range(count)]
-    children: list[list[int]] = [[] for _ in range(count)]
-    later: list[list[int]] = [[] for _ in range(count)]
-    for above, below in edges:
-        parents[below].append(above)
-        children[above].append(below)
-    for above, below in waits:
-        later[above].append(below)
-    ranks = [0] * count
-    for box in range(count):
-        for below in (*children[box], *later[box]):
-            ranks[below] = max(ranks[below], ranks[box] + 1)
-    for box in reversed(range(count)):
-        fixed = sum(bool(parents[p]) for p in parents[box])
-        if children[box] and len(children[box]) >= fixed:
-            ranks[box] = min(ranks[b] for b in (*children[box], *later[box])) - 1
-    used = {rank: row for row, rank in enumerate(sorted(set(ranks)))}
-    return [used[rank] for rank in ranks]
 
 
 def _assemble(

@@ -9,9 +9,16 @@ from __future__ import annotations
 
 import base64
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from html import escape
-from typing import Any
+from typing import Any, Protocol
+
+from mlalab.records import StepRecord
+from mlalab.viz.alt import before_after_alt, counts_text, step_alt
+from mlalab.viz.folding import Show
+from mlalab.viz.svg import before_after_svg, step_svg
+from mlalab.viz.text import op_delta, step_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +38,74 @@ class Figure:
             "text/html": figure_html(self.svg, self.alt, self.caption),
             "text/plain": self.text,
         }
+
+
+class Traced(Protocol):
+    """What a trace has that a picture of it needs."""
+
+    @property
+    def title(self) -> str:
+        """Which model, at which size."""
+
+    @property
+    def steps(self) -> Sequence[StepRecord]:
+        """Every step, in order."""
+
+
+def step_figure(
+    step: StepRecord, before: StepRecord | None = None, *, show: Show = "changes"
+) -> Figure:
+    """One step as a single graph; with `before`, what the step changed is drawn into it."""
+    return Figure(
+        svg=step_svg(step, before, show=show),
+        alt=step_alt(step, before),
+        caption=f"{step.name}: {counts_text(step, before)}",
+        text=_step_text(step, before),
+    )
+
+
+def before_after_figure(before: StepRecord, after: StepRecord) -> Figure:
+    """The part of the graph that a step changed, before and after, side by side."""
+    return Figure(
+        svg=before_after_svg(before, after),
+        alt=before_after_alt(before, after),
+        caption=f"{after.name}: {counts_text(after, before)}",
+        text=_step_text(after, before),
+    )
+
+
+def trace_figure(trace: Traced) -> Figure:
+    """What all passes together made of the captured graph; as text, the table of steps."""
+    text = f"{trace.title}\n{step_table(trace.steps)}"
+    last = max(i for i, s in enumerate(trace.steps) if s.kind == "capture" or s.retraced or not i)
+    captured = trace.steps[last]
+    if last == len(trace.steps) - 1:
+        figure = step_figure(captured)
+    else:
+        figure = before_after_figure(captured, _net(captured, trace.steps[last + 1 :]))
+    return replace(figure, caption=f"{trace.title}. {figure.caption}", text=text)
+
+
+def _net(before: StepRecord, steps: Sequence[StepRecord]) -> StepRecord:
+    """The given steps as one. Names are kept from step to step, so they tell what is left."""
+    after = steps[-1]
+    old = {node.name: node for node in before.nodes}
+    new = {node.name: node for node in after.nodes}
+    return StepRecord(
+        name=after.name if len(steps) == 1 else f"{len(steps)} steps",
+        kind=after.kind,
+        status="applied" if any(step.status == "applied" for step in steps) else after.status,
+        nodes=after.nodes,
+        created=tuple(name for name in new if name not in old),
+        erased=tuple(name for name in old if name not in new),
+        rewired=tuple(n for n in new if n in old and new[n].inputs != old[n].inputs),
+        check=after.check,
+    )
+
+
+def _step_text(step: StepRecord, before: StepRecord | None) -> str:
+    table = step_table([step])
+    return table if before is None or step.retraced else f"{table}\n\n{op_delta(before, step)}"
 
 
 def figure_html(svg: str, alt: str, caption: str) -> str:

@@ -19,7 +19,6 @@ from mlalab.viz.overlay import after_side, before_side, overlay
 
 _MARGIN = 20
 _HEAD = 56
-_FOOT = 22
 _COLUMN_GAP = 40
 
 
@@ -38,6 +37,15 @@ def bare_step_svg(step: StepRecord, before: StepRecord | None, show: Show) -> st
         f'<svg xmlns="http://www.w3.org/2000/svg" class="mg" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}">'
         f'<g transform="translate({_MARGIN} {_MARGIN})">{panel.markup}</g></svg>'
+    )
+
+
+def legend_svg() -> str:
+    """The legend alone, for the page that shows bare pictures."""
+    key = legend()
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="mg" viewBox="0 0 {key.width} {key.height}"'
+        f' width="{key.width}" height="{key.height}">{key.markup}</svg>'
     )
 
 
@@ -80,10 +88,10 @@ def _document(
             f'<text class="f" x="{x}" y="{_foot(panels)}">{escape(_share(view))}</text>',
         ]
         x += wide + _COLUMN_GAP
-    key, key_width = legend(views)
-    width = max(x - _COLUMN_GAP, _MARGIN + key_width) + _MARGIN
-    height = _foot(panels) + (_FOOT if key else 0) + _MARGIN - 6
-    parts.append(f'<g transform="translate({_MARGIN} {_foot(panels) + _FOOT - 4})">{key}</g>')
+    key = _legend(views)
+    width = max(x - _COLUMN_GAP, _MARGIN + key.width) + _MARGIN
+    height = _foot(panels) + key.height + _MARGIN
+    parts.append(f'<g transform="translate({_MARGIN - 10} {_foot(panels) + 6})">{key.markup}</g>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="mg" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}" role="img" aria-label="{escape(alt)}">'
@@ -95,6 +103,14 @@ def _document(
 
 def _foot(panels: Sequence[Panel]) -> int:
     return _HEAD + _MARGIN + max(panel.height for panel in panels) + 30
+
+
+def _legend(views: Sequence[View]) -> Panel:
+    return legend(
+        {node.state for view in views for node in view.nodes},
+        writes=any(view.writes for view in views),
+        folded=any(edge.folded for view in views for edge in view.edges),
+    )
 
 
 def _share(view: View) -> str:

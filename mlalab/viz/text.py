@@ -69,14 +69,20 @@ def _why(first: Refusal, count: int) -> str:
 
 
 def _step_row(step: StepRecord) -> tuple[str, ...]:
-    if step.retraced:
-        changes = ("retraced", "", "")
-    else:
+    changes: tuple[str, ...] = ("retraced", "", "")
+    if not step.retraced:
         counts = (("+", step.created), ("-", step.erased), ("~", step.rewired))
         changes = tuple(f"{sign}{len(names)}" if names else "0" for sign, names in counts)
-    check = "-" if step.check is None else "ok" if step.check.ok else "FAILED"
     matches = str(len(step.matches)) if step.kind == "fusion" else "-"
-    return (step.name, step.kind, step.status, str(len(step.nodes)), *changes, matches, check)
+    return (
+        step.name,
+        step.kind,
+        step.status,
+        str(len(step.nodes)),
+        *changes,
+        matches,
+        step.verdict,
+    )
 
 
 def _table(rows: Sequence[Sequence[str]], left: int) -> str:

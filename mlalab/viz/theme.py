@@ -14,7 +14,7 @@ CARD = "#ffffff"
 FRAME = "#d0d7de"
 INK = "#1f2328"
 FAINT = "#59636e"
-LINE = "#6b7480"
+LINE = "#636d78"
 WRITE = "#8a2f86"
 CUSTOM = "#5b2fa0"
 
@@ -25,7 +25,7 @@ FILL: dict[State, str] = {
     "rewired": "#eaf0ff",
 }
 STROKE: dict[State, str] = {
-    "same": "#6b7480",
+    "same": "#636d78",
     "created": "#00704f",
     "erased": "#a63c06",
     "rewired": "#2f55c8",
@@ -33,9 +33,7 @@ STROKE: dict[State, str] = {
 SYMBOL: dict[State, str] = {"created": "+", "erased": "−", "rewired": "~"}
 CLASS: dict[State, str] = {"same": "s", "created": "c", "erased": "d", "rewired": "r"}
 
-FONT = (
-    "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,'DejaVu Sans',sans-serif"
-)
+FONT = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,'DejaVu Sans',sans-serif"
 TITLE_SIZE = 12
 SUB_SIZE = 10
 HEAD_SIZE = 15
@@ -51,17 +49,18 @@ def style() -> str:
     )
     return (
         f".mg text{{font-family:{FONT};fill:{INK};font-size:{TITLE_SIZE}px}}"
-        f".mg .t{{font-weight:600}}.mg .x{{font-weight:600;fill:{CUSTOM}}}"
-        f".mg .u{{font-size:{SUB_SIZE}px;fill:{FAINT}}}.mg .h{{font-size:{HEAD_SIZE}px;"
-        f"font-weight:600}}.mg .f{{font-size:{NOTE_SIZE}px;fill:{FAINT}}}"
-        ".mg .n .k{text-anchor:middle}.mg .b{stroke-width:1.2}"
-        f".mg .e{{fill:none;stroke-width:1.3}}{states}"
+        f".mg .n text{{font-weight:600;text-anchor:middle}}.mg .n .x{{fill:{CUSTOM}}}"
+        f".mg .n .p{{font-weight:400;font-size:{SUB_SIZE}px}}"
+        f".mg .u,.mg .n .u{{font-size:{SUB_SIZE}px;font-weight:400;fill:{FAINT}}}"
+        f".mg .h{{font-size:{HEAD_SIZE}px;font-weight:600}}"
+        f".mg .f{{font-size:{NOTE_SIZE}px;fill:{FAINT}}}"
+        f".mg .b{{stroke-width:1.2}}.mg .e{{fill:none;stroke-width:1.3}}{states}"
         ".mg .c>.b{stroke-width:2.6}.mg .d>.b{stroke-width:1.6;stroke-dasharray:5 3}"
         f".mg .i{{fill:none;stroke:{STROKE['rewired']};stroke-width:1}}"
         ".mg .ec{stroke-width:2}.mg .ed{stroke-dasharray:5 4}"
         f".mg .w{{fill:none;stroke:{WRITE};stroke-width:2.8;stroke-linecap:round;"
         "stroke-dasharray:.1 5.2}"
-        f".mg .a{{stroke-dasharray:none;stroke-width:1.6;stroke-linecap:round}}"
+        ".mg .a{stroke-dasharray:none;stroke-width:1.6;stroke-linecap:round}"
         f".mg .g{{fill:none;stroke:{CARD};stroke-width:1.8;stroke-linecap:round}}"
         f".mg .q{{fill:{CARD};stroke:{LINE};stroke-width:1}}"
     )

@@ -6,19 +6,44 @@
  * same, `c` created, `d` erased (deleted), `r` rewired. A picture is SVG; `g.n[data-n]` are its
  * nodes, `[data-a][data-b]` its edges by the names of their ends.
  *
- * @typedef {{name: string, alt: string, note: string, chip: string, facts: string,
+ * @typedef {{name: string, finding: string, chip: string, facts: string,
  *   lines: [number, string][], folded: number, all: number}} Step
  * @typedef {{title: string, meta: [string, string][], steps: Step[], nodes: any[][],
- *   pictures: string[]}} Trace
+ *   pictures: string[], legend: string}} Trace
  */
 
 const FIELDS = ["name", "op", "text", "shape", "dtype", "stride", "bytes", "alias of", "mutates",
   "users", "layer", "source"];
-const MARKS = { s: " ", c: "+", d: "−", r: "~" };
-const WORDS = { s: "unchanged", c: "created", d: "erased", r: "rewired" };
+const [SHAPE, LAYER] = [FIELDS.indexOf("shape"), FIELDS.indexOf("layer")];
+const STATES = { s: ["", "unchanged"], c: ["+", "created"], d: ["−", "erased"], r: ["~", "rewired"] };
 const PLAY_MS = 1800;
 const HINT = "Point at a node, or press Tab to enter the picture and ↑ ↓ to move in it. "
   + "A click, or Enter, ties a node to its line.";
+const PAGE = `
+  <header><h1></h1><p class="meta"></p></header>
+  <nav aria-label="steps"></nav>
+  <div class="bar">
+    <button type="button" class="prev" aria-label="previous step">◀</button>
+    <button type="button" class="play">▶ play</button>
+    <button type="button" class="next" aria-label="next step">▶</button>
+    <input type="range" class="slider" min="1" aria-label="step">
+    <label><input type="checkbox" class="all">every node</label>
+    <label><input type="checkbox" class="fit">fit width</label>
+    <input type="search" class="search" placeholder="filter: op, name, layer"
+      aria-label="filter nodes by op, name or layer">
+    <label><input type="checkbox" class="changed">changed only</label>
+    <output></output>
+  </div>
+  <div class="columns">
+    <main>
+      <div class="finding" aria-live="polite"><h2></h2><p></p></div>
+      <div class="picture"></div><div class="legend"></div>
+    </main>
+    <aside>
+      <section class="details"></section><div class="facts"></div>
+      <section><h2>Graph</h2><ol class="code"></ol></section>
+    </aside>
+  </div>`;
 
 /** Make an element. Children that are strings become text, never markup. */
 function el(tag, attributes = {}, ...children) {
@@ -28,17 +53,7 @@ function el(tag, attributes = {}, ...children) {
   return node;
 }
 
-const button = (text, attributes = {}) => el("button", { type: "button", ...attributes }, text);
-
-function checkbox(text) {
-  const input = el("input", { type: "checkbox" });
-  return { input, label: el("label", {}, input, text) };
-}
-
-/**
- * Make the items of a box one Tab stop, in which the up and down keys move.
- * @returns {() => void} to be called when the items have changed
- */
+/** Make the items of a box one Tab stop; up and down move in it. Call the result on new items. */
 function rove(box, selector) {
   const items = () =>
     [...box.querySelectorAll(selector)].filter((item) => !item.matches("[hidden], .dim"));
@@ -60,53 +75,26 @@ function rove(box, selector) {
   };
 }
 
+/** Scroll `box`, and nothing around it, so that `item` is in its middle. */
+function centre(box, item) {
+  const [a, b] = [box, item].map((node) => node.getBoundingClientRect());
+  box.scrollBy(b.x + b.width / 2 - a.x - a.width / 2, b.y + b.height / 2 - a.y - a.height / 2);
+}
+
 /** Everything known of one node. */
 function nodeFacts(record, state) {
   const show = (field, value) => {
-    if (field === "alias of") return [button(value, { "data-pick": value })];
-    if (field === "mutates") return value.map((name) => button(name, { "data-pick": name }));
-    if (field === "bytes") return [value.toLocaleString("en")];
-    return [Array.isArray(value) ? `[${value.join(", ")}]` : String(value)];
+    const names = { "alias of": [value], mutates: value }[field];
+    const button = (name) => el("button", { type: "button", "data-pick": name }, name);
+    if (names) return names.map(button);
+    return [Array.isArray(value) ? `[${value.join(", ")}]` : value.toLocaleString("en")];
   };
-  const known = FIELDS.map((field, i) => [field, record[i]]).slice(3).filter(([field, value]) =>
-    value !== null && (field !== "mutates" || value.length));
-  return [
-    el("h3", {}, record[0], el("span", { class: `tag ${state}` }, `${MARKS[state]} ${WORDS[state]}`)),
-    el("pre", {}, record[2]),
-    el("dl", {}, ...known.flatMap(([field, value]) =>
-      [el("dt", {}, field), el("dd", {}, ...show(field, value))])),
-  ];
-}
-
-/** The page, empty: every part that `mount` fills or listens to. */
-function build(trace) {
-  const last = String(trace.steps.length);
-  const p = {
-    prev: button("◀", { "aria-label": "previous step" }),
-    play: button("▶ play", { class: "play" }),
-    next: button("▶", { "aria-label": "next step" }),
-    slider: el("input", { type: "range", min: "1", max: last, value: "1", "aria-label": "step" }),
-    all: checkbox("show every node"),
-    changed: checkbox("changed only"),
-    search: el("input", { type: "search", placeholder: "filter: op, name, layer",
-      "aria-label": "filter nodes by op, name or layer" }),
-    count: el("output"),
-    chips: trace.steps.map((step) => button("", { class: "chip" })),
-    title: el("h2"), live: el("p", { "aria-live": "polite", class: "live" }),
-    picture: el("div", { class: "picture" }), details: el("section", { class: "details" }),
-    code: el("ol", { class: "code" }), facts: el("div"),
-  };
-  p.chips.forEach((chip, i) => { chip.innerHTML = trace.steps[i].chip; });
-  p.page = el("div", { class: "mlalab" },
-    el("header", {}, el("h1", {}, trace.title),
-      el("p", { class: "meta" }, ...trace.meta.map(([key, value]) => el("span", {}, `${key} ${value}`)))),
-    el("nav", { "aria-label": "steps" }, ...p.chips),
-    el("div", { class: "bar" }, p.prev, p.play, p.next, p.slider, p.all.label, p.search,
-      p.changed.label, p.count),
-    el("div", { class: "columns" },
-      el("main", {}, p.title, p.live, p.picture),
-      el("aside", {}, p.details, p.facts, el("section", {}, el("h2", {}, "Graph"), p.code))));
-  return p;
+  const known = FIELDS.map((field, i) => [field, record[i]]).slice(SHAPE)
+    .filter(([field, value]) => value !== null && (field !== "mutates" || value.length));
+  const tag = el("span", { class: `tag ${state}` }, STATES[state].join(" "));
+  return [el("h3", {}, record[0], tag), el("pre", {}, record[2]), el("dl", {},
+    ...known.flatMap(([field, value]) =>
+      [el("dt", {}, field), el("dd", {}, ...show(field, value))]))];
 }
 
 /**
@@ -115,19 +103,24 @@ function build(trace) {
  * @returns {{go: (index: number) => void}}
  */
 export function mount(root, trace) {
-  const p = build(trace);
-  const settle = [rove(p.picture, ".n"), rove(p.code, "li")];
+  const page = el("div", { class: "mlalab" });
+  page.innerHTML = PAGE;
+  const part = (selector) => page.querySelector(selector);
+  const [prev, play, next] = [".prev", ".play", ".next"].map(part);
+  const [slider, all, search, changed] = [".slider", ".all", ".search", ".changed"].map(part);
+  const [picture, details, code, aside] = [".picture", ".details", ".code", "aside"].map(part);
+  const chips = trace.steps.map(() => el("button", { type: "button", class: "chip" }));
+  const settle = [rove(picture, ".n"), rove(code, "li")];
   let index = -1, chosen = null, timer = 0;
   /** @type {Map<string, [number, string]>} lines of the step by node name */
   let lines = new Map();
 
-  const edges = () => p.picture.querySelectorAll("[data-a]");
-  const named = (name) => root.querySelectorAll(`[data-n="${CSS.escape(name)}"]`);
-
-  function mark(type, names) {
-    p.page.querySelectorAll(`[data-n].${type}`).forEach((node) => node.classList.remove(type));
+  const edges = () => picture.querySelectorAll("[data-a]");
+  const named = (name) => page.querySelectorAll(`[data-n="${CSS.escape(name)}"]`);
+  const mark = (type, names) => {
+    page.querySelectorAll(`[data-n].${type}`).forEach((node) => node.classList.remove(type));
     names.forEach((name) => named(name).forEach((node) => node.classList.add(type)));
-  }
+  };
 
   /** Show the facts of the node pointed at, or else of the chosen one. */
   function point(name) {
@@ -136,9 +129,9 @@ export function mount(root, trace) {
     edges().forEach((edge) =>
       edge.classList.toggle("hot", [edge.dataset.a, edge.dataset.b].includes(shown)));
     const line = lines.get(shown);
-    const group = shown && p.picture.querySelector(`[data-n="${CSS.escape(shown)}"] title`);
-    p.details.replaceChildren(...(line ? nodeFacts(trace.nodes[line[0]], line[1])
-      : [el("p", { class: "hint" }, group ? `Layers: ${group.textContent}` : HINT)]));
+    const layers = shown && part(`.picture [data-n="${CSS.escape(shown)}"] title`);
+    details.replaceChildren(...(line ? nodeFacts(trace.nodes[line[0]], line[1])
+      : [el("p", { class: "hint" }, layers ? `Layers: ${layers.textContent}` : HINT)]));
   }
 
   function choose(names) {
@@ -149,89 +142,106 @@ export function mount(root, trace) {
   }
 
   function keeps(name, words) {
-    const [number, state] = lines.get(name) ?? [null, "s"];
-    const [node, op, , , , , , , , , layer] = number === null ? [name, ""] : trace.nodes[number];
-    const text = `${node} ${op} ${layer ?? ""}`.toLowerCase();
-    return words.every((word) => text.includes(word)) && !(p.changed.input.checked && state === "s");
+    const [number, state] = lines.get(name) ?? [-1, "s"];
+    const record = trace.nodes[number] ?? [];
+    if (changed.checked && state === "s") return false;
+    const text = `${name} ${record[1]} ${record[LAYER]}`.toLowerCase();
+    return words.every((word) => text.includes(word));
   }
 
   function filter() {
-    const words = p.search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const dim = (node, ...names) => node.classList.toggle("dim", !names.every((n) => keeps(n, words)));
-    p.picture.querySelectorAll(".n").forEach((node) => dim(node, node.dataset.n));
+    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const dim = (node, ...names) =>
+      node.classList.toggle("dim", !names.every((name) => keeps(name, words)));
+    picture.querySelectorAll(".n").forEach((node) => dim(node, node.dataset.n));
     edges().forEach((edge) => dim(edge, edge.dataset.a, edge.dataset.b));
-    [...p.code.children].forEach((line) => { line.hidden = !keeps(line.dataset.n, words); });
+    [...code.children].forEach((line) => { line.hidden = !keeps(line.dataset.n, words); });
     const kept = [...lines.keys()].filter((name) => keeps(name, words)).length;
-    p.count.value = kept === lines.size ? "" : `${kept} of ${lines.size} nodes`;
+    part("output").value = kept === lines.size ? "" : `${kept} of ${lines.size} nodes`;
     settle.forEach((reset) => reset());
   }
 
   function draw() {
     const step = trace.steps[index];
     lines = new Map(step.lines.map((line) => [trace.nodes[line[0]][0], line]));
-    p.picture.innerHTML = trace.pictures[p.all.input.checked ? step.all : step.folded];
-    p.picture.querySelectorAll(".n").forEach((node) => {
+    picture.innerHTML = trace.pictures[all.checked ? step.all : step.folded];
+    picture.querySelectorAll(".n").forEach((node) => {
       const state = lines.get(node.dataset.n)?.[1] ?? "s";
       node.setAttribute("role", "button");
-      node.setAttribute("aria-label", `${node.dataset.n}, ${WORDS[state]}`);
+      node.setAttribute("aria-label", `${node.dataset.n}, ${STATES[state][1]}`);
     });
-    p.code.replaceChildren(...step.lines.map(([number, state]) => el("li",
-      { class: state, "data-n": trace.nodes[number][0] }, `${MARKS[state]} ${trace.nodes[number][2]}`)));
+    code.replaceChildren(...step.lines.map(([number, state]) => {
+      const [name, , text] = trace.nodes[number];
+      return el("li", { class: state, "data-n": name }, el("i", {}, STATES[state][0]), text);
+    }));
+    const first = [".n.c", ".n.r", ".n.d", ".n"].map((kind) => picture.querySelector(kind));
+    centre(picture, first.find(Boolean) ?? picture);
     mark("chosen", chosen ? [chosen] : []);
     point(null);
     filter();
   }
 
   function go(to) {
-    const next = Math.max(0, Math.min(trace.steps.length - 1, to));
-    if (next === index) return;
-    index = next;
+    const wanted = Math.max(0, Math.min(trace.steps.length - 1, to));
+    if (wanted === index) return;
+    index = wanted;
     const step = trace.steps[index];
-    p.slider.value = String(index + 1);
-    p.prev.disabled = index === 0;
-    p.next.disabled = index === trace.steps.length - 1;
-    p.chips.forEach((chip, i) => chip.setAttribute("aria-current", i === index ? "step" : "false"));
-    p.title.textContent = `${index + 1} of ${trace.steps.length}: ${step.name}`;
-    p.live.textContent = `${step.note} ${step.alt}`.trim();
-    p.facts.innerHTML = step.facts;
+    slider.value = String(index + 1);
+    prev.disabled = index === 0;
+    next.disabled = index === trace.steps.length - 1;
+    chips.forEach((chip, i) => chip.setAttribute("aria-current", i === index ? "step" : "false"));
+    part(".finding h2").textContent = `${index + 1} of ${trace.steps.length}: ${step.name}`;
+    part(".finding p").textContent = step.finding;
+    part(".facts").innerHTML = step.facts;
+    aside.scrollTo(0, 0);
     draw();
     root.dispatchEvent(new CustomEvent("mlalab:step", { detail: index }));
   }
 
-  function play(on) {
+  function run(on) {
     clearInterval(timer);
-    timer = on ? setInterval(() => (p.next.disabled ? play(false) : go(index + 1)), PLAY_MS) : 0;
-    p.play.textContent = on ? "❚❚ pause" : "▶ play";
+    if (on && next.disabled) go(0);
+    timer = on ? setInterval(() => (next.disabled ? run(false) : go(index + 1)), PLAY_MS) : 0;
+    play.textContent = on ? "❚❚ pause" : "▶ play";
   }
 
-  p.prev.addEventListener("click", () => go(index - 1));
-  p.next.addEventListener("click", () => go(index + 1));
-  p.play.addEventListener("click", () => {
-    if (!timer && p.next.disabled) go(0);
-    play(!timer);
-  });
-  p.slider.addEventListener("input", () => go(Number(p.slider.value) - 1));
-  p.chips.forEach((chip, i) => chip.addEventListener("click", () => go(i)));
-  p.all.input.addEventListener("change", draw);
-  for (const input of [p.search, p.changed.input]) input.addEventListener("input", filter);
-  root.addEventListener("keydown", (event) => {
-    const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    const node = event.target.closest("[data-n]");
-    if (move && !event.target.matches("input")) go(index + move);
-    else if (node && ["Enter", " "].includes(event.key)) choose([node.dataset.n]);
-    else return;
-    event.preventDefault();
-  });
-  root.addEventListener("click", (event) => {
-    const from = event.target.closest("[data-n], [data-pick], [data-light]");
-    if (from) choose((from.dataset.n ?? from.dataset.pick ?? from.dataset.light).split(" "));
-  });
-  for (const box of [p.picture, p.code]) {
-    box.addEventListener("pointerover", (e) => point(e.target.closest("[data-n]")?.dataset.n ?? null));
-    box.addEventListener("pointerleave", () => point(null));
-    box.addEventListener("focusin", (e) => point(e.target.closest("[data-n]")?.dataset.n ?? null));
+  function listen() {
+    prev.addEventListener("click", () => go(index - 1));
+    next.addEventListener("click", () => go(index + 1));
+    play.addEventListener("click", () => run(!timer));
+    slider.addEventListener("input", () => go(Number(slider.value) - 1));
+    chips.forEach((chip, i) => chip.addEventListener("click", () => go(i)));
+    all.addEventListener("change", draw);
+    part(".fit").addEventListener("change", () => picture.classList.toggle("fit"));
+    for (const input of [search, changed]) input.addEventListener("input", filter);
+    const over = (event) => point(event.target.closest("[data-n]")?.dataset.n ?? null);
+    for (const box of [picture, code]) {
+      for (const type of ["pointerover", "focusin"]) box.addEventListener(type, over);
+      box.addEventListener("pointerleave", () => point(null));
+    }
+    page.addEventListener("click", (event) => {
+      const from = event.target.closest("[data-n], [data-pick], [data-light]")?.dataset;
+      if (from) choose((from.n ?? from.pick ?? from.light).split(" "));
+    });
+    root.addEventListener("keydown", (event) => {
+      const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      const node = event.target.closest("[data-n]");
+      if (event.altKey || event.ctrlKey || event.metaKey) return;
+      if (move && !event.target.matches("input")) go(index + move);
+      else if (node && ["Enter", " "].includes(event.key)) choose([node.dataset.n]);
+      else return;
+      event.preventDefault();
+    });
   }
-  root.append(p.page);
+
+  part("h1").textContent = trace.title;
+  part(".meta").append(...trace.meta.map(([key, value]) => el("span", {}, `${key} ${value}`)));
+  part(".legend").innerHTML = trace.legend;
+  slider.max = String(trace.steps.length);
+  chips.forEach((chip, i) => { chip.innerHTML = trace.steps[i].chip; });
+  part("nav").append(...chips);
+  listen();
+  root.append(page);
   go(0);
   return { go };
 }

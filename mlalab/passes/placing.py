@@ -1,0 +1,88 @@
+"""Where a replacement may stand: behind its inputs, with hidden state touched in the old order.
+
+The cache is no value of the graph: an op finds it by layer name. Between two ops of one layer there
+need be no edge, so their order in the graph is the order of their effects, and a replacement that
+takes over such an effect must keep it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+from torch._inductor import pattern_matcher as pm
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place for a replacement, which goes where the first output stands.
+
+    Args:
+        last: the node that must come before it.
+        moved: outputs, and what depends on them, that now stand before `last`; in order.
+    """
+
+    last: fx.Node
+    moved: tuple[fx.Node, ...]
+
+    def make_room(self) -> None:
+        """Move what stands too early behind `last`."""
+        for node in reversed(self.moved):
+            self.last.append(node)
+
+
+def place_of(
+    match: pm.Match, anchor: fx.Node, inputs: Sequence[fx.Node], writes: Sequence[fx.Node]
+) -> Place | str:
+    """Return where the replacement of `match` may stand, or why it may stand nowhere.
+
+    Args:
+        anchor: the matched node that touches the state of the layer that it names.
+        inputs: what the replacement reads.
+        writes: nodes of the graph that write in place.
+    """
+    outputs = sorted(node for node in match.output_nodes() if node is not None)
+    earlier = [n for n in _between(outputs[0], anchor) if _same_state(n, match)]
+    last = max([*inputs, *earlier])
+    late = _dependents(match, outputs, up_to=last)
+    if not late.isdisjoint(inputs):
+        return "an input depends on a result, so fusing would close a cycle"
+    for node in earlier:
+        if node in late:
+            return f"{node.name} uses the state of the same layer first, and reads a result"
+    for node in _between(anchor, last):
+        if node not in late and _same_state(node, match):
+            return f"an input is computed only after {node.name} used the state of the same layer"
+    start, end = min(match.nodes), max(anchor, last)
+    for node in writes:
+        if start < node < end:
+            return f"{node.name}, in between, writes in place"
+    return Place(last, tuple(sorted(n for n in late if n < last)))
+
+
+def _between(start: fx.Node, end: fx.Node) -> Iterator[fx.Node]:
+    """Yield the nodes after `start` and before `end`."""
+    node = start.next
+    while node < end:
+        yield node
+        node = node.next
+
+
+def _same_state(node: fx.Node, match: pm.Match) -> bool:
+    """Return whether a node outside the match names the layer that the match names."""
+    layer = match.kwargs.get("layer_name")
+    names = layer is not None and (layer in node.args or layer in node.kwargs.values())
+    return names and node not in match.nodes
+
+
+def _dependents(match: pm.Match, outputs: Sequence[fx.Node], *, up_to: fx.Node) -> set[fx.Node]:
+    """Return the match's outputs and what outside it depends on them, as far as `up_to`."""
+    inside, found = set(match.nodes), {n for n in outputs if not n > up_to}
+    queue = list(outputs)
+    while queue:
+        for user in queue.pop().users:
+            if user not in inside and user not in found and not user > up_to:
+                found.add(user)
+                queue.append(user)
+    return found

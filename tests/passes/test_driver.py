@@ -1,0 +1,115 @@
+"""The driver: order, flags, range gate, verification, recording, and its cache key."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import mlalab
+from mlalab.compile.capture import LabBackend
+from mlalab.compile.config import PassConfig, config_of
+from mlalab.compile.ranges import CompileRange
+from mlalab.errors import ConfigError, VerifyError
+from mlalab.lab import record
+from mlalab.passes.driver import PassDriver
+from mlalab.passes.fusion import CleanUp, PassResult
+from mlalab.passes.pipeline import PIPELINE
+from mlalab.recorder import Recorder
+from mlalab.workbench import build
+
+FUSION = PIPELINE[1]
+
+
+def cleanup(name, run, **options):
+    def wrapped(graph):
+        run(graph)
+        return PassResult()
+
+    return CleanUp(name=name, note="", run=wrapped, **options)
+
+
+def test_passes_run_in_the_order_given():
+    seen = []
+    passes = [cleanup(n, lambda graph, n=n: seen.append(n)) for n in "abc"]
+    mlalab.trace("tiny", tokens=1, passes=passes)
+    assert seen == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("served", "status"),
+    [
+        (CompileRange(1, 4), "applied"),
+        (CompileRange(1, 5), "out of range"),
+        (CompileRange(0, 0), "applied"),
+        (None, "out of range"),
+    ],
+)
+def test_range_gate(served, status):
+    bench = build("tiny", tokens=3)
+    gated = dataclasses.replace(FUSION, max_tokens=4)
+    backend = LabBackend(passes=[gated], compile_range=served)
+    compiled = torch.compile(bench.module, backend=backend, fullgraph=True)
+    bench.run(compiled, bench.positions, bench.hidden_TD)
+    (step,) = [s for s in backend.recorders[0].steps if s.name == FUSION.name]
+    assert step.status == status
+    assert bool(step.created) == (status == "applied")
+
+
+def test_a_pass_whose_flag_is_off_is_never_called():
+    def explode(graph):
+        raise AssertionError("called")
+
+    off = PassConfig(fuse_rope_kvcache_cat_mla=False)
+    passes = [cleanup("x", explode, flag="fuse_rope_kvcache_cat_mla")]
+    trace = record(build("tiny", tokens=1), config=off, passes=passes)
+    assert "x" not in [s.name for s in trace]
+
+
+def test_levels_hold_the_defaults_of_the_seeds():
+    on = {level: config_of(level).fuse_rope_kvcache_cat_mla for level in ("O0", "O1", "O2", "O3")}
+    assert on == {"O0": False, "O1": False, "O2": True, "O3": True}
+    with pytest.raises(ConfigError, match=r"O4.*O0, O1, O2, O3"):
+        config_of("O4")
+
+
+def _out_of_order(graph):
+    nodes = [n for n in graph.nodes if n.op == "call_function"]
+    nodes[-1].append(nodes[0])
+
+
+def _without_value(graph):
+    del next(n for n in graph.nodes if n.op == "call_function").meta["val"]
+
+
+@pytest.mark.parametrize("damage", [_out_of_order, _without_value])
+def test_a_malformed_graph_is_pinned_on_the_pass_that_made_it(damage):
+    with pytest.raises(Exception, match="Culprit") as caught:
+        mlalab.trace("tiny", tokens=1, passes=[cleanup("Culprit", damage)])
+    cause = caught.value
+    while cause is not None and not isinstance(cause, VerifyError):
+        cause = cause.__cause__ or cause.__context__ or getattr(cause, "inner_exception", None)
+    assert isinstance(cause, VerifyError)
+
+
+def _uuid(passes=PIPELINE, config=None, served=None):
+    return PassDriver(passes, config or PassConfig(), Recorder(), compile_range=served).uuid()
+
+
+def test_uuid_tells_passes_order_configuration_and_range_apart():
+    assert _uuid() == _uuid()
+    others = [
+        _uuid(PIPELINE[:2]),
+        _uuid((*PIPELINE, PIPELINE[-1])),
+        _uuid(PIPELINE[::-1]),
+        _uuid(config=PassConfig(fuse_rope_kvcache_cat_mla=False)),
+        _uuid(served=CompileRange(1, 8)),
+    ]
+    assert len({_uuid(), *others}) == 6
+
+
+def test_ranges_refuse_nonsense():
+    assert str(CompileRange(1, 8)) == "1..8"
+    with pytest.raises(ConfigError):
+        CompileRange(3, 2)
+    with pytest.raises(ConfigError):
+        CompileRange(-1, 2)
