@@ -5,6 +5,7 @@ Everything that knows how a functionalised op looks in the graph is here.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Iterable
 from typing import Any
@@ -51,6 +52,19 @@ def is_call(node: Any, *targets: Any) -> bool:
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
 
 
+def is_view(node: fx.Node) -> bool:
+    """Return whether `node` moves no data; a reshape may have to, and its value then shows it."""
+    return is_call(node, *VIEWS) or (node.op == "call_function" and _declares_view(node.target))
+
+
+@functools.cache
+def _declares_view(target: Any) -> bool:
+    schema = getattr(target, "_schema", None)
+    if schema is None or schema.is_mutable:
+        return False
+    return any(argument.alias_info is not None for argument in schema.arguments)
+
+
 def value_of(node: fx.Node) -> Any:
     """Return the fake value that tracing left on `node`, or None."""
     return node.meta.get("val", node.meta.get("example_value"))
@@ -80,17 +94,25 @@ def bound_arguments(node: fx.Node) -> dict[str, Any]:
     op = wrapped_op(node)
     if op is not None:
         return dict(node.kwargs)
-    names = [argument.name for argument in node.target._schema.arguments]
+    names = [argument.name for argument in overload_of(node)._schema.arguments]
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
 def written_nodes(node: fx.Node) -> tuple[fx.Node, ...]:
     """Return the input nodes that a plain (not functionalised) call writes in place."""
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+    if node.op != "call_function":
         return ()
-    names = mutated_arguments(node.target)
+    if node.target is operator.setitem:
+        return (node.args[0],)
+    names = mutated_arguments(overload_of(node))
     arguments = bound_arguments(node) if names else {}
     return tuple(x for name in names if isinstance(x := arguments.get(name), fx.Node))
+
+
+def overload_of(node: fx.Node) -> Any:
+    """Return what a node calls; an op that Dynamo left without overload gets its default one."""
+    target = node.target
+    return target.default if isinstance(target, torch._ops.OpOverloadPacket) else target
 
 
 def storage_key(node: fx.Node) -> int | None:
@@ -119,14 +141,25 @@ def refresh_views(nodes: Iterable[fx.Node]) -> list[fx.Node]:
     queue, refreshed = list(nodes), []
     while queue:
         node = queue.pop(0)
-        if not is_call(node, *VIEWS) or value_of(node) is None:
+        if not is_view(node) or value_of(node) is None:
             continue
-        args = fx.node.map_arg(node.args, value_of)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), value_of)
         with fake_mode_of(args):
-            node.meta["val"] = node.target(*args, **node.kwargs)
+            node.meta["val"] = node.target(*args, **kwargs)
         refreshed.append(node)
         queue += node.users
     return refreshed
+
+
+def erase_dead(node: fx.Node) -> None:
+    """Erase a node that has no reader, and then what only it read; not what has an effect."""
+    queue = [node]
+    while queue:
+        dead = queue.pop()
+        if dead._erased or dead.users or dead.op != "call_function" or dead.is_impure():
+            continue
+        queue += dead.all_input_nodes
+        dead.graph.erase_node(dead)
 
 
 def give_own_values(nodes: Iterable[fx.Node]) -> None:
@@ -135,7 +168,7 @@ def give_own_values(nodes: Iterable[fx.Node]) -> None:
     Nodes copied from one traced graph share their values, and would pass for aliases.
     """
     for node in nodes:
-        if is_call(node, *VIEWS):
+        if is_view(node):
             refresh_views([node])
         elif "val" in node.meta:
             node.meta["val"] = pytree.tree_map_only(Tensor, _own_storage, node.meta["val"])
@@ -148,7 +181,7 @@ def _own_storage(value: Tensor) -> Tensor:
 
 def layer_of(node: fx.Node) -> str | None:
     """Return the attention layer that a call of one of our ops names, or None."""
-    op = wrapped_op(node) or node.target
+    op = wrapped_op(node) or overload_of(node)
     if not isinstance(op, torch._ops.OpOverload) or op.namespace != "mlalab":
         return None
     name = bound_arguments(node).get("layer_name")
@@ -200,7 +233,9 @@ def op_name(node: fx.Node) -> str:
     op = wrapped_op(node)
     if op is not None:
         return f"auto_functionalized({short_name(op)})"
-    return short_name(node.target) if node.op == "call_function" else node.op
+    if node.op == "call_method":
+        return f"Tensor.{node.target}"
+    return short_name(overload_of(node)) if node.op == "call_function" else node.op
 
 
 def short_name(target: Any) -> str:

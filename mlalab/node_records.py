@@ -36,7 +36,17 @@ def printed(value: Any) -> str:
         return short_name(value)
     if isinstance(value, str):
         return repr(value)
+    if value is Ellipsis:
+        return "..."
+    if isinstance(value, slice):
+        bounds = (value.start, value.stop, *([value.step] if value.step else []))
+        return ":".join("" if bound is None else printed(bound) for bound in bounds)
     return "MAX" if value == 2**63 - 1 else str(value).removeprefix("torch.")
+
+
+def _indexed(args: tuple[Any, ...]) -> str:
+    index = args[1] if isinstance(args[1], (list, tuple)) else (args[1],)
+    return f"{printed(args[0])}[{', '.join(printed(part) for part in index)}]"
 
 
 def node_text(node: fx.Node) -> str:
@@ -49,7 +59,9 @@ def node_text(node: fx.Node) -> str:
     if node.op == "output":
         return "return " + ", ".join(printed(a) for a in node.args)
     if is_call(node, operator.getitem):
-        return f"{node.name} = {printed(node.args[0])}[{printed(node.args[1])}]"
+        return f"{node.name} = {_indexed(node.args)}"
+    if is_call(node, operator.setitem):
+        return f"{_indexed(node.args)} = {printed(node.args[2])}"
     return f"{node.name} = {op_name(node) if not wrapped_op(node) else 'auto_functionalized'}{call}"
 
 

@@ -54,6 +54,9 @@ def test_names_of_plain_and_functionalised_calls():
         (torch.float32, "float32"),
         (ops.rotary_embedding.default, "mlalab.rotary_embedding"),
         (None, "None"),
+        (..., "..."),
+        (slice(32, None), "32:"),
+        (slice(None, None, 2), "::2"),
         (True, "True"),
     ],
 )

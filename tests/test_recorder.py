@@ -71,7 +71,11 @@ def test_a_step_keeps_its_own_copy_of_the_graph():
         ["x", "abs_default", "relu_default", "output"],
     ]
     step = recorder.steps[1]
-    assert (step.created, step.erased, step.rewired) == (("abs_default",), ("neg_default",), ("relu_default",))
+    assert (step.created, step.erased, step.rewired) == (
+        ("abs_default",),
+        ("neg_default",),
+        ("relu_default",),
+    )
     assert step.note == "done"
     x = torch.randn(2)
     assert recorder.graphs[0](x)[0].equal((-x).relu())

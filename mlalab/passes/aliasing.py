@@ -1,42 +1,25 @@
 """Which memory a node stands for, and who still reads it.
 
 Views share a storage; two views of one storage may still touch different elements (the nope and
-rope columns of a query). Overlap is assumed unless it is disproved, and nothing here asks a
-symbolic size a question whose answer would become a guard on it.
+rope columns of a query). Overlap is assumed unless it is disproved.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true as known
-from torch.utils import _pytree as pytree
 
-from mlalab.graphs import aten, is_call, is_view, refresh_views, storage_key, value_of
+from mlalab.graphs import aten, is_call, is_view, storage_key, value_of
+from mlalab.passes.values import refresh_stale, same, shares_storage
 
-METADATA = (aten.sym_size.int, aten.sym_stride.int, aten.sym_numel.default)
-"""Ops that look at a tensor's layout only."""
-
-
-def same(xs: Iterable[Any], ys: Iterable[Any]) -> bool:
-    """Return whether two lists of sizes are known to be equal."""
-    xs, ys = tuple(xs), tuple(ys)
-    return len(xs) == len(ys) and all(known(x == y) for x, y in zip(xs, ys, strict=True))
-
-
-def same_layout(a: Tensor, b: Tensor) -> bool:
-    """Return whether two tensors are alike in all but offset: every view of one is one of both."""
-    wide = [d for d, size in enumerate(a.shape) if not known(size == 1)]
-    return (
-        same(a.shape, b.shape)
-        and (a.dtype, a.device) == (b.dtype, b.device)
-        and same((a.stride(d) for d in wide), (b.stride(d) for d in wide))
-    )
+_METADATA = (aten.sym_size.int, aten.sym_stride.int, aten.sym_numel.default)
+"""Ops that look at a tensor's sizes only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +32,9 @@ class Region:
     strides: tuple[Any, ...]
 
     @classmethod
-    def of(cls, value: Tensor, storage: int) -> Region:
-        """Return where `value` lies, as a part of `storage`."""
-        unit = value.element_size()
+    def of(cls, value: Tensor) -> Region:
+        """Return where `value` lies."""
+        unit, storage = value.element_size(), value.untyped_storage()._cdata
         strides = (*(s * unit for s in value.stride()), 1)
         return cls(storage, value.storage_offset() * unit, (*value.shape, unit), strides)
 
@@ -120,38 +103,22 @@ def _apart(a: tuple[int, int] | None, b: tuple[int, int] | None) -> bool:
 
 def _by_stride(dim: tuple[Any, Any]) -> Any:
     stride = dim[1]
-    return stride.node.hint or 0 if isinstance(stride, torch.SymInt) else stride
+    if isinstance(stride, torch.SymInt):
+        return stride.node.hint if stride.node.has_hint() else 0
+    return stride
 
 
 def region_of(node: fx.Node) -> Region | None:
     """Return the memory a node's value stands for, or None when it is not a strided tensor."""
-    key = storage_key(node)
-    return None if key is None else Region.of(value_of(node), key)
-
-
-def refresh_stale_views(graph: fx.Graph) -> None:
-    """Make every view's recorded value share its input's storage again.
-
-    Inductor's passes that come before ours drop clones and copies without telling the views of
-    what they dropped.
-    """
-    refresh_views([n for n in graph.nodes if is_view(n) and not _shares_storage(n)])
-
-
-def _shares_storage(view: fx.Node) -> bool:
-    keys = [
-        {v.untyped_storage()._cdata for v in pytree.tree_leaves(value) if isinstance(v, Tensor)}
-        for value in (value_of(view), value_of(view.args[0]))
-    ]
-    return keys[0] <= keys[1]
+    return None if storage_key(node) is None else Region.of(value_of(node))
 
 
 def gives_new_sharing(graph: fx.Graph, storages: set[int | None]) -> bool:
-    """Return whether making `storages` one would let the caller see two results in one memory.
+    """Return whether making `storages` one would give the caller two tensors in one memory.
 
-    The caller may write to a result; what it holds apart must stay apart, the inputs included.
+    The caller may write to what it holds: results and inputs that were apart must stay apart.
     """
-    shown = {storage_key(n) for n in graph.output_node().all_input_nodes} & storages
+    shown = {storage_key(n) for n in graph.output_node().all_input_nodes} & (storages - {None})
     if not shown:
         return False
     held = {storage_key(n) for op in ("placeholder", "get_attr") for n in graph.find_nodes(op=op)}
@@ -162,7 +129,7 @@ class AliasIndex:
     """The nodes of a graph by the storage they share."""
 
     def __init__(self, graph: fx.Graph) -> None:
-        refresh_stale_views(graph)
+        refresh_stale(graph)
         self._nodes: dict[int, dict[fx.Node, None]] = defaultdict(dict)
         for node in graph.nodes:
             self.add(node)
@@ -198,6 +165,4 @@ def _reads(user: fx.Node, alias: fx.Node) -> bool:
     """
     if is_call(user, aten.copy.default):
         return user.args[1] is alias
-    return not is_call(user, *METADATA) and not (is_view(user) and _shares_storage(user))
-
-
+    return not is_call(user, *_METADATA) and not (is_view(user) and shares_storage(user))

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+import operator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
 from torch._inductor import pattern_matcher as pm
 
-from mlalab.graphs import op_name, short_name
+from mlalab.graphs import is_call, op_name, short_name, value_of
 from mlalab.node_records import printed
+from mlalab.passes.tracing import Call, meaning
 from mlalab.records import Refusal
+
+_NEARBY = 40
+"""How many nodes before an anchor are searched for a part of a pattern."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +36,8 @@ class Miss:
 
     def refusal(self, anchor: fx.Node, layer: str | None) -> Refusal:
         """Return the miss as a plain record about `anchor`."""
-        where = f" at {self.node.name}" if isinstance(self.node, fx.Node) else ""
+        elsewhere = isinstance(self.node, fx.Node) and self.node is not anchor
+        where = f" at {self.node.name}" if elsewhere else ""
         return Refusal(
             node=anchor.name,
             layer=layer,
@@ -43,58 +51,107 @@ class Miss:
 class _ProgressContext(pm.MatchContext):
     """A match context that remembers the failure it got furthest to."""
 
-    def __init__(self, outputs: list[Any], graph: fx.Graph) -> None:
-        super().__init__(outputs, graph=graph)
-        self.matched = 0
-        self.furthest: tuple[int, Any, Any] | None = None
+    def __init__(self, pattern: pm.MultiOutputPattern, graph: fx.Graph) -> None:
+        super().__init__(pattern.outputs, graph=graph)
+        self.furthest = (-1, "", "", None)
+        """Parts matched by then, what was expected, what was found, and where."""
         self._failure: Any = None
 
     def match(self, pattern: Any, node: Any) -> Any:
+        bound = self.pattern_to_node.get(pattern)
         result = super().match(pattern, node)
-        if result:
-            self.matched += 1
-        elif result is not self._failure:
-            # Callers pass one failure object up unchanged: only its first sight is the culprit.
+        # Callers pass one failure object up unchanged: only its first sight is the culprit.
+        if not result and result is not self._failure:
             self._failure = result
-            if self.furthest is None or self.matched >= self.furthest[0]:
-                self.furthest = (self.matched, pattern, node)
+            if self.matched > self.furthest[0]:
+                self.furthest = (self.matched, *self._difference(pattern, node, bound), node)
         return result
+
+    @property
+    def matched(self) -> int:
+        """How many parts of the pattern stand for a node."""
+        return sum(isinstance(node, fx.Node) for node in self.pattern_to_node.values())
+
+    def _difference(self, pattern: Any, node: Any, bound: Any) -> tuple[str, str]:
+        if bound is not None:
+            return f"{printed(bound)} again", printed(node)
+        if isinstance(pattern, pm.MultiOutputPattern):
+            absent = (
+                x for x in enumerate(pattern.outputs) if self.pattern_to_node.get(x[1]) is None
+            )
+            index, output = next(absent)
+            return f"result {index} ({_expected(output)})", "no node that computes it"
+        return _difference(pattern, node)
 
 
 def attempt(pattern: pm.MultiOutputPattern, anchor: fx.Node, variant: str) -> pm.Match | Miss:
     """Match `pattern` at `anchor`; return the match, or where it failed."""
-    context = _ProgressContext(pattern.outputs, anchor.graph)
+    context = _ProgressContext(pattern, anchor.graph)
     match = context.match(pattern, anchor)
     if match:
         return match
-    assert context.furthest is not None
-    matched, culprit, node = context.furthest
-    expected, found = _difference(culprit, node)
+    matched, expected, found, node = context.furthest
     return Miss(variant, node, f"expected {expected}, found {found}", matched, expected, found)
 
 
 def nearest_miss(patterns: Iterable[tuple[str, Any]], anchor: fx.Node) -> Miss:
-    """Return the miss of the variant that matched the largest part of its pattern."""
-    attempts = [attempt(pattern, anchor, name) for name, pattern in patterns]
-    misses = [miss for miss in attempts if isinstance(miss, Miss)]
-    return max(misses, key=lambda miss: miss.matched, default=None)
+    """Return the miss of the variant that matched most before it failed.
+
+    Most often the first node of all differs, for every variant; then what else of the pattern is
+    found before the anchor decides which variant was meant.
+    """
+    attempts = [(attempt(pattern, anchor, name), pattern) for name, pattern in patterns]
+    misses = [(miss, pattern) for miss, pattern in attempts if isinstance(miss, Miss)]
+    most = max(miss.matched for miss, _ in misses)
+    tied = [(miss, pattern) for miss, pattern in misses if miss.matched == most]
+    return max(tied, key=lambda pair: _found_nearby(pair[1], anchor))[0]
+
+
+def _found_nearby(pattern: pm.MultiOutputPattern, anchor: fx.Node) -> int:
+    """Return how much of what comes before a pattern's first output occurs before the anchor."""
+    parts = [part for part in pattern.outputs[0].args if isinstance(part, Call)]
+    nodes = itertools.islice(_upstream(anchor), _NEARBY)
+    return max((_matched(pattern, part, x) for x in nodes for part in parts), default=0)
+
+
+def _matched(pattern: pm.MultiOutputPattern, part: Call, node: fx.Node) -> int:
+    context = _ProgressContext(pattern, node.graph)
+    context.match(part, node)
+    return context.matched
+
+
+def _upstream(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield the calls that a node depends on, each once, nearest first."""
+    queue, seen = deque([node]), {node}
+    while queue:
+        sources = queue.popleft().all_input_nodes
+        new = [x for x in sources if x.op == "call_function" and x not in seen]
+        yield from new
+        seen.update(new)
+        queue += new
 
 
 def _difference(pattern: Any, node: Any) -> tuple[str, str]:
     """Say in op names and constants how a node differs from its part of the pattern."""
-    if not isinstance(pattern, pm.CallFunction):
-        return "the node already bound to this part of the pattern", _describe(node)
-    expected = _op_of(pattern)
-    if not isinstance(node, fx.Node) or node.op != "call_function":
-        return expected, _describe(node)
-    if not pattern._match_fns(node):
-        return expected, op_name(node)
+    expected, found = _expected(pattern), _found(node)
+    if not isinstance(node, fx.Node) or not pattern._match_fns(node):
+        return expected, found
+    if is_call(node, operator.getitem):
+        return expected, found
+    extra = pattern.extra_keywords(node)
+    if extra:
+        return f"{expected} without {extra[0]}", f"{found} with {extra[0]}={node.kwargs[extra[0]]}"
     wanted = [*pattern.args, *pattern.kwargs.items()]
     given = [*node.args, *((k, node.kwargs.get(k)) for k in pattern.kwargs)]
     for want, have in zip(wanted, given, strict=False):
         if not _constants_agree(want, have):
-            return f"{expected} with {_constant(want)}", f"{op_name(node)} with {_constant(have)}"
-    return f"{expected} with {len(wanted)} arguments", f"{op_name(node)} with {len(given)}"
+            return f"{expected} with {_constant(want)}", f"{found} with {_constant(have)}"
+    if len(wanted) != len(given):
+        return f"{expected} with {len(wanted)} arguments", f"{found} with {len(given)}"
+    return (
+        f"{expected} of {_kind(pattern.expected)}",
+        f"{found} of {_kind(meaning(value_of(node)))}",
+    )
 
 
 def _constants_agree(want: Any, have: Any) -> bool:
@@ -112,13 +169,26 @@ def _constant(value: Any) -> str:
     return "any" if isinstance(value, pm.PatternExpr) else printed(value)
 
 
-def _op_of(pattern: pm.CallFunction) -> str:
+def _kind(value: Any) -> str:
+    return "no tensor" if value is None else f"{value[1]}{list(value[0])}"
+
+
+def _op_of(pattern: Call) -> str:
+    """Return the name of the op that a part of a pattern stands for, as `op_name` of its node."""
     wrapped = next((a for a in pattern.args if hasattr(a, "_schema")), None)
     name = short_name(pattern.fns[0])
     return f"{name}({short_name(wrapped)})" if wrapped is not None else name
 
 
-def _describe(node: Any) -> str:
-    if isinstance(node, fx.Node):
-        return op_name(node) if node.op == "call_function" else f"the {node.op} {node.name}"
-    return f"the constant {printed(node)}"
+def _expected(pattern: Call) -> str:
+    if pattern.fns[0] is operator.getitem:
+        return f"item {pattern.args[1]} of {_op_of(pattern.args[0])}"
+    return _op_of(pattern)
+
+
+def _found(node: Any) -> str:
+    if not isinstance(node, fx.Node):
+        return f"the constant {printed(node)}"
+    if is_call(node, operator.getitem):
+        return f"item {node.args[1]} of {op_name(node.args[0])}"
+    return op_name(node) if node.op == "call_function" else f"the {node.op} {node.name}"

@@ -6,31 +6,35 @@ After:   op(x=slice, …)                 and readers of y or of the scatter rea
 What is written is read off the op's schema. An argument is written in place only when nothing
 later in the graph still reads the old value of any memory it overlaps, and the memory is the
 graph's own; otherwise a clone is written, with the reason given. A copy-and-scatter chain is
-folded only when it puts the result back exactly where it came from.
+folded only when it puts the result back exactly where it came from. A call that cannot be turned
+back is left as it was: Inductor has a slower way of its own.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from mlalab.graphs import (
     aten,
+    erase_dead,
     fake_mode_of,
     is_call,
     layer_of,
     mutated_arguments,
-    refresh_views,
+    storage_key,
     value_of,
     wrapped_op,
 )
-from mlalab.passes.aliasing import AliasIndex, Region, region_of
+from mlalab.passes.aliasing import AliasIndex, Region, gives_new_sharing, region_of
 from mlalab.passes.fusion import CleanUp, PassResult
+from mlalab.passes.scatters import Fold, folds
+from mlalab.passes.values import layout_readers, lie_alike, refresh, replace
 from mlalab.records import MatchRecord, Refusal
 
 
@@ -48,160 +52,163 @@ class Rewrite:
         """The graph being rewritten."""
         return self.node.graph
 
+    @property
+    def written(self) -> list[tuple[int, str, Any]]:
+        """Each argument that the op writes: index of its result, name, value."""
+        first = max(len(self.op._schema.returns), 1)
+        names = mutated_arguments(self.op)
+        return [(i, name, self.node.kwargs.get(name)) for i, name in enumerate(names, first)]
+
     def objection(self) -> str | None:
         """Return why this call cannot be turned back at all, looking only."""
+        results = value_of(self.node)
+        if not isinstance(results, tuple):
+            return "its value was not recorded"
+        if any(r.alias_info is not None for r in self.op._schema.returns):
+            return "it returns an argument"
         for user in self.node.users:
-            if not is_call(user, operator.getitem) or not isinstance(user.args[1], int):
+            if not is_call(user, operator.getitem) or user.args[1] not in range(len(results)):
                 return f"its result is used whole by {user.name}, not item by item"
-        for name in mutated_arguments(self.op):
-            value = self.node.kwargs.get(name)
-            if value is not None and not isinstance(value, fx.Node):
-                return f"it writes {name}, a list of tensors"
-            if isinstance(value, fx.Node) and region_of(value) is None:
-                return f"it writes {name}, whose storage is not known"
+            if value_of(user) is None and user.users:
+                return f"{user.name} is a result that it does not have"
+        for index, name, target in self.written:
+            reason = self._unwritable(target, self._items(index)) if target is not None else None
+            if reason is not None:
+                return f"it writes {name}, {reason}"
         return None
 
-    def apply(self) -> None:
-        """Turn the call back; every choice below keeps the graph's meaning."""
-        kwargs = dict(self.node.kwargs)
-        names = mutated_arguments(self.op)
-        returns = len(self.op._schema.returns)
-        for index, name in enumerate(names, start=max(returns, 1)):
-            target = kwargs[name]
-            if not isinstance(target, fx.Node):
-                continue
-            items = self._items(index)
-            reason = self._unsafe(target, items)
-            if reason is None:
-                self._fold_scatters(target, items)
-            else:
-                kwargs[name] = target = self._clone(target)
-                self.clones.append(
-                    Refusal(
-                        node=self.node.name, layer=layer_of(self.node), reason=f"{name}: {reason}"
-                    )
-                )
-            self._redirect(items, target)
-        self._emit(kwargs, returns)
+    def _unwritable(self, target: Any, items: list[fx.Node]) -> str | None:
+        """Return why neither `target` nor a clone of it can be written, or None."""
+        region = region_of(target) if isinstance(target, fx.Node) else None
+        if isinstance(target, (list, tuple)):
+            return "a list of tensors"
+        if region is None:
+            return "whose storage is not known"
+        # A clone would give each index an element of its own.
+        if region.self_overlapping:
+            return "where two indices may name one element"
+        readers = [reader for item in items for reader in layout_readers(item)]
+        for reader in readers:
+            if reader.op != "output":
+                return f"and {reader.name} reads the result by its place in memory"
+        if readers and not lie_alike(value_of(target), _fake_clone(target)):
+            reason = self._unsafe(target, list(folds(target, items)), self._involved())
+            return None if reason is None else f"whose clone would lie otherwise: {reason}"
+        return None
 
     def _items(self, index: int) -> list[fx.Node]:
         return [user for user in self.node.users if user.args[1] == index]
 
-    def _unsafe(self, target: fx.Node, items: list[fx.Node]) -> str | None:
-        """Return why `target` must not be written in place, or None."""
+    def _involved(self) -> list[fx.Node]:
+        """All that may come to lie in one memory when every argument is written in place."""
+        involved = list(self.node.users)
+        for index, _, target in self.written:
+            if isinstance(target, fx.Node):
+                involved += [target, *(f.scatter for f in folds(target, self._items(index)))]
+        return involved
+
+    def apply(self) -> None:
+        """Turn the call back; every choice below keeps the graph's meaning."""
+        for index, name, target in self.written:
+            if target is None:
+                continue
+            items = self._items(index)
+            put_back = list(folds(target, items))
+            reason = self._unsafe(target, put_back, items)
+            if reason is not None:
+                put_back, target = [], self._clone(name, target)
+                self.clones.append(_refusal(self.node, f"{name}: {reason}"))
+            for fold in put_back:
+                self._replace(fold.scatter, fold.base)
+            for item in items:
+                self._replace(item, target)
+            for fold in put_back:
+                erase_dead(fold.source)
+        self._emit()
+
+    def _unsafe(self, target: fx.Node, put_back: list[Fold], joined: list[fx.Node]) -> str | None:
+        """Return why `target` must not be written in place, or None.
+
+        `put_back` would read it then, and so would what reads `joined`.
+        """
         region = region_of(target)
         assert region is not None
-        if region.self_overlapping:
-            return f"{target.name} names one element twice (an expanded dimension)"
         for alias in self.aliases.aliases(target):
             if alias.op != "call_function":
                 return f"{target.name} is memory of the graph's input {alias.name}"
-        for name, other in self.node.kwargs.items():
-            if isinstance(other, fx.Node) and other is not target:
-                other_region = region_of(other)
-                if other_region is not None and region.overlaps(other_region):
-                    return f"it overlaps the op's argument {name}"
+            # Inductor has yet to choose where that lies, and expects nobody else to write to it.
+            if _stays_functional(alias):
+                return f"{target.name} is memory of {alias.name}, a result of a call left as it was"
+        for name, value in self.node.kwargs.items():
+            others = [x for x in pytree.tree_leaves(value) if isinstance(x, fx.Node)]
+            if others.count(target) > (value is target):
+                return f"it is passed again in the argument {name}"
+            if any(_overlap(region, x) for x in others if x is not target):
+                return f"it overlaps the op's argument {name}"
         if sum(value is target for value in self.node.kwargs.values()) > 1:
             return f"{target.name} is passed twice"
-        folded = {scatter for scatter, _ in self._chains(target, items)}
+        folded = {fold.scatter for fold in put_back}
         for reader, alias in self.aliases.readers_after(self.node, region):
             if reader not in folded:
                 return f"{reader.name} still reads the old value of {alias.name}"
+        if gives_new_sharing(self.graph, {storage_key(n) for n in (target, *folded, *joined)}):
+            return "two results of the graph would share memory"
         return None
 
-    def _chains(self, target: fx.Node, items: list[fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
-        """Yield (scatter, base) for each scatter that puts an item back where `target` lies."""
-        home = region_of(target)
-        for source in [*items, *_copies_of(items)]:
-            for user in source.users:
-                if (
-                    is_call(user, aten.slice_scatter.default)
-                    and user.args[1] is source
-                    and user.args[0] is not source
-                    and _scattered_region(user) == home
-                ):
-                    yield user, user.args[0]
-
-    def _fold_scatters(self, target: fx.Node, items: list[fx.Node]) -> None:
-        for scatter, base in list(self._chains(target, items)):
-            source = scatter.args[1]
-            readers = list(scatter.users)
-            scatter.replace_all_uses_with(base)
-            self._refresh(readers)
-            self.graph.erase_node(scatter)
-            if is_call(source, aten.copy.default) and not source.users:
-                destination = source.args[0]
-                self.graph.erase_node(source)
-                if not destination.users:
-                    self.graph.erase_node(destination)
-
-    def _clone(self, target: fx.Node) -> fx.Node:
-        value = value_of(target)
+    def _clone(self, name: str, target: fx.Node) -> fx.Node:
+        """Let the call write a clone of `target` instead."""
         with self.graph.inserting_before(self.node):
             clone = self.graph.call_function(aten.clone.default, (target,))
-        with fake_mode_of(value):
-            clone.meta["val"] = value.clone()
-        self.aliases.add(clone)
+        clone.meta["val"] = _fake_clone(target)
+        self.node.update_kwarg(name, clone)
+        self._enter(clone, *refresh([self.node]))
         return clone
 
-    def _redirect(self, items: list[fx.Node], target: fx.Node) -> None:
-        for item in items:
-            readers = list(item.users)
-            item.replace_all_uses_with(target)
-            self._refresh(readers)
-            self.graph.erase_node(item)
+    def _replace(self, node: fx.Node, by: fx.Node) -> None:
+        self._enter(*replace(node, by))
+        self.graph.erase_node(node)
 
-    def _refresh(self, readers: list[fx.Node]) -> None:
-        for node in refresh_views(readers):
+    def _enter(self, *nodes: fx.Node) -> None:
+        for node in nodes:
             self.aliases.add(node)
 
-    def _emit(self, kwargs: dict[str, Any], returns: int) -> None:
+    def _emit(self) -> None:
         """Put the plain call in the functionalised one's place and hand on what it returns."""
-        values = value_of(self.node)
+        values, returns = value_of(self.node), len(self.op._schema.returns)
         with self.graph.inserting_before(self.node):
-            call = self.graph.call_function(self.op, (), kwargs)
+            call = self.graph.call_function(self.op, (), dict(self.node.kwargs))
         call.meta = {k: v for k, v in self.node.meta.items() if k != "eager_input_vals"}
         call.meta["val"] = {0: None, 1: values[0]}.get(returns, tuple(values[:returns]))
+        self._enter(call)
         for item in list(self.node.users):
-            if returns == 1:
-                item.replace_all_uses_with(call)
-            elif returns > 1:
+            if item.args[1] < returns and returns > 1:
                 item.replace_input_with(self.node, call)
                 continue
+            if item.args[1] < returns:
+                item.replace_all_uses_with(call)
             self.graph.erase_node(item)
         self.graph.erase_node(self.node)
 
 
-def _copies_of(items: list[fx.Node]) -> Iterator[fx.Node]:
-    """Yield each `aten.copy` that only passes an item on: same shape and dtype."""
-    for item in items:
-        for user in item.users:
-            if (
-                is_call(user, aten.copy.default)
-                and user.args[1] is item
-                and _same_shape(user, item)
-            ):
-                yield user
+def _stays_functional(node: fx.Node) -> bool:
+    while is_call(node, operator.getitem):
+        node = node.args[0]
+    return isinstance(node.target, torch._ops.HigherOrderOperator)
 
 
-def _same_shape(a: fx.Node, b: fx.Node) -> bool:
-    x, y = value_of(a), value_of(b)
-    both = isinstance(x, Tensor) and isinstance(y, Tensor)
-    return both and (tuple(x.shape), x.dtype) == (tuple(y.shape), y.dtype)
-
-
-def _scattered_region(scatter: fx.Node) -> Region | None:
-    """Return the memory that a scatter writes, seen as a slice of its base."""
-    base, _, *bounds = scatter.args
-    value = value_of(base)
-    key_region = region_of(base)
-    if key_region is None:
-        return None
+def _fake_clone(node: fx.Node) -> Tensor:
+    value = value_of(node)
     with fake_mode_of(value):
-        part = aten.slice.Tensor(value, *bounds)
-    return Region(
-        key_region.storage, part.storage_offset(), tuple(part.shape), tuple(part.stride())
-    )
+        return value.clone()
+
+
+def _overlap(region: Region, node: fx.Node) -> bool:
+    other = region_of(node)
+    return other is not None and region.overlaps(other)
+
+
+def _refusal(node: fx.Node, reason: str) -> Refusal:
+    return Refusal(node=node.name, layer=layer_of(node), reason=reason)
 
 
 def fix_functionalization(graph: fx.Graph) -> PassResult:
@@ -209,20 +216,18 @@ def fix_functionalization(graph: fx.Graph) -> PassResult:
     aliases = AliasIndex(graph)
     done, left = [], []
     for node in list(graph.nodes):
-        op = wrapped_op(node)
-        if op is None:
+        op = None if node._erased else wrapped_op(node)
+        if not isinstance(op, torch._ops.OpOverload):
             continue
         rewrite = Rewrite(node, op, aliases)
-        layer = layer_of(node)
         reason = rewrite.objection()
         if reason is not None:
-            left.append(Refusal(node=node.name, layer=layer, reason=reason))
+            left.append(_refusal(node, reason))
             continue
+        layer = layer_of(node) or ""
         rewrite.apply()
         left += rewrite.clones
-        done.append(
-            MatchRecord(layer=layer or "", variant=op._opname, matched=(node.name,), created=())
-        )
+        done.append(MatchRecord(layer=layer, variant=op._opname, matched=(node.name,), created=()))
     return PassResult(tuple(done), tuple(left))
 
 

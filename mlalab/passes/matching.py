@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
@@ -18,7 +18,14 @@ from torch._inductor import pattern_matcher as pm
 from torch._subclasses import FakeTensorMode
 
 from mlalab.errors import InputError, MlalabError
-from mlalab.graphs import fake_mode_of, give_own_values, layer_of, value_of, written_nodes
+from mlalab.graphs import (
+    fake_mode_of,
+    give_own_values,
+    inherit_origin,
+    layer_of,
+    value_of,
+    written_nodes,
+)
 from mlalab.passes import tracing
 from mlalab.passes.explain import Miss, attempt, nearest_miss
 from mlalab.passes.fusion import Fusion, PassResult, Variant
@@ -79,24 +86,24 @@ class FusionRun:
         The form that matched last is tried first: the layers of a model are alike, so nearly every
         anchor costs one attempt, and a variant that is never tried is never traced.
         """
+        if self._recent is not None:
+            found = self._stage_two(self._recent, anchor)
+            if isinstance(found, Accepted):
+                return found
         misses = []
-        for candidate in self._candidates(anchor):
-            found = candidate
-            if isinstance(found, Specialised):
-                found = self._stage_two(found, anchor)
+        for exact in self._candidates(anchor):
+            found = self._stage_two(exact, anchor) if isinstance(exact, Specialised) else exact
             if isinstance(found, Accepted):
                 self._recent = found.exact
                 return found
             misses.append(found)
         if not misses:
-            variants = self.fusion.variants
-            return nearest_miss(((v.name, self._blind(v)) for v in variants), anchor)
+            patterns = [(v.name, self._blind(v)) for v in self.fusion.variants]
+            return nearest_miss(patterns, anchor)
         return max(misses, key=lambda miss: miss.matched)
 
     def _candidates(self, anchor: fx.Node) -> Iterator[Specialised | Miss]:
         """Yield what stage one finds at `anchor`: an exact pattern to try, or a miss."""
-        if self._recent is not None:
-            yield self._recent
         for variant in self.fusion.variants:
             match = self._blind(variant).match(anchor)
             if match:
@@ -164,23 +171,27 @@ def apply_fusion(fusion: Fusion, graph: fx.Graph) -> PassResult:
     """Replace every match of `fusion` in `graph`, in place, and say what was left and why."""
     run = FusionRun(fusion, graph)
     matches, refusals = [], []
-    for anchor in graph.find_nodes(op="call_function", target=fusion.anchor):
+    # Backwards, so that what stands before an anchor is still as it was and a miss names it.
+    for anchor in reversed(graph.find_nodes(op="call_function", target=fusion.anchor)):
         found = run.accept(anchor)
         if isinstance(found, Accepted):
             matches.append(replace(found, graph))
         else:
             refusals.append(found.refusal(anchor, layer_of(anchor)))
-    return PassResult(tuple(matches), tuple(refusals))
+    return PassResult(tuple(reversed(matches)), tuple(reversed(refusals)))
 
 
 def replace(accepted: Accepted, graph: fx.Graph) -> MatchRecord:
     """Put the replacement in the match's place and keep the graph in order."""
     match, exact = accepted.match, accepted.exact
+    anchor = match.output_node()
     matched = tuple(node.name for node in match.nodes)
     accepted.place.make_room()
     with watch(graph.owning_module, rewiring=False) as events:
         match.replace_with_graph(exact.replacement, accepted.arguments)
-    give_own_values(node for node in events.created if not node._erased)
+    created = [node for node in events.created if not node._erased]
+    give_own_values(created)
+    inherit_origin(created, source=anchor)
     return MatchRecord(
         layer=str(match.kwargs.get("layer_name", "")),
         variant=exact.variant.name,

@@ -13,14 +13,16 @@ the dtypes of activation and table decide which conversions stand between.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._higher_order_ops.auto_functionalize import auto_functionalized
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 import mlalab.ops  # noqa: F401  registers torch.ops.mlalab before its ops are named below
+from mlalab.errors import InputError
 from mlalab.passes.fusion import Fusion, Variant
 from mlalab.rope import DeepseekScalingRotaryEmbedding, RotaryEmbedding
 
@@ -31,8 +33,11 @@ Rope = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(positions, q_pe, k_pe_T1R, cos_sin_cache) → rotated q_pe and k_pe."""
 
 
-def pattern_with(rope: Rope) -> Callable[..., Any]:
-    """Return the pattern: `rope`, then the cache update with the rotated key."""
+def pattern_with(rope: Rope, flat_key: bool = False) -> Callable[..., Any]:
+    """Return the pattern: `rope`, then the cache update with the rotated key.
+
+    The update takes the key as `[T, 1, R]` or, with `flat_key`, squeezed to `[T, R]`.
+    """
 
     def pattern(
         positions: Tensor,
@@ -46,7 +51,8 @@ def pattern_with(rope: Rope) -> Callable[..., Any]:
         kv_cache_dtype: str,
     ) -> tuple[Tensor, ...]:
         q_rot, k_rot = rope(positions, q_pe, k_pe, cos_sin_cache)
-        dummy = ops.unified_mla_kv_cache_update(kv_c, k_rot, layer_name, kv_cache_dtype, k_scale)
+        key = k_rot.squeeze(1) if flat_key else k_rot
+        dummy = ops.unified_mla_kv_cache_update(kv_c, key, layer_name, kv_cache_dtype, k_scale)
         # The matcher explores from the first output only, so the cache update must be it.
         return dummy, q_rot, k_rot
 
@@ -67,6 +73,7 @@ def replacement_with(is_neox: bool, rope_in_fp32: bool) -> Callable[..., Any]:
         layer_name: str,
         kv_cache_dtype: str,
     ) -> tuple[Tensor, ...]:
+        _check_contract(positions, q_pe, k_pe, kv_c, cos_sin_cache)
         dummy, q_rot, k_rot = functionalized(
             ops.fused_rope_unified_mla_kv_cache_update.default,
             positions=positions,
@@ -83,6 +90,28 @@ def replacement_with(is_neox: bool, rope_in_fp32: bool) -> Callable[..., Any]:
         return dummy, q_rot, k_rot.unsqueeze(1)
 
     return replacement
+
+
+def _check_contract(
+    positions: Tensor, q_pe: Tensor, k_pe: Tensor, kv_c: Tensor, cos_sin_cache: Tensor
+) -> None:
+    """Raise where plain RoPE would broadcast and a kernel would read out of bounds.
+
+    Sizes must agree unless both are symbolic: the custom op does not tie the positions to the rest.
+    """
+    wanted = (("T",), ("T", "N", "R"), ("T", 1, "R"), ("T", "L"), ("M", "R"))
+    shapes = [tuple(x.shape) for x in (positions, q_pe, k_pe, kv_c, cos_sin_cache)]
+    sizes: dict[str | int, Any] = {1: 1}
+    for letters, shape in zip(wanted, shapes, strict=True):
+        same = len(letters) == len(shape) and not any(
+            statically_known_true(sizes.setdefault(letter, size) != size)
+            for letter, size in zip(letters, shape, strict=True)
+        )
+        if not same:
+            raise InputError(
+                f"the fused op takes positions [T], q_pe [T, N, R], k_pe [T, 1, R], kv_c [T, L] "
+                f"and a table [M, R], not {', '.join(str(list(shape)) for shape in shapes)}"
+            )
 
 
 def custom_rope(is_neox: bool) -> Rope:
@@ -140,29 +169,27 @@ _CONVERSIONS = {
 """Which conversions the graph holds → example dtypes of activation and table, fp32 arithmetic."""
 
 
-def _native_variants() -> list[Variant]:
-    return [
-        Variant(
-            name=f"{form}/{pairing} ({conversion})",
-            pattern=pattern_with(native_rope(_FORMS[form], _PAIRINGS[pairing], in_fp32)),
-            replacement=replacement_with(_PAIRINGS[pairing], in_fp32),
-            examples=examples_of(activation, table),
-        )
-        for (conversion, (activation, table, in_fp32)), form, pairing in itertools.product(
-            _CONVERSIONS.items(), _FORMS, _PAIRINGS
-        )
-    ]
+def _forms() -> Iterator[tuple[str, Rope, bool, bool, Callable[[], Sequence[Tensor]]]]:
+    """Yield each form of RoPE: its name, itself, pairing, fp32 arithmetic and example tensors."""
+    for pairing, is_neox in _PAIRINGS.items():
+        examples = examples_of(torch.float32, torch.float32)
+        yield f"custom op/{pairing}", custom_rope(is_neox), is_neox, True, examples
+    for conversion, form, pairing in itertools.product(_CONVERSIONS, _FORMS, _PAIRINGS):
+        activation, table, in_fp32 = _CONVERSIONS[conversion]
+        rope = native_rope(_FORMS[form], _PAIRINGS[pairing], in_fp32)
+        name, examples = f"{form}/{pairing} ({conversion})", examples_of(activation, table)
+        yield name, rope, _PAIRINGS[pairing], in_fp32, examples
 
 
-def _custom_variants() -> list[Variant]:
+def _variants(flat_key: bool) -> list[Variant]:
     return [
         Variant(
-            name=f"custom op/{pairing}",
-            pattern=pattern_with(custom_rope(is_neox)),
-            replacement=replacement_with(is_neox, rope_in_fp32=True),
-            examples=examples_of(torch.float32, torch.float32),
+            name=f"{name}, 2-D key" if flat_key else name,
+            pattern=pattern_with(rope, flat_key),
+            replacement=replacement_with(is_neox, in_fp32),
+            examples=examples,
         )
-        for pairing, is_neox in _PAIRINGS.items()
+        for name, rope, is_neox, in_fp32, examples in _forms()
     ]
 
 
@@ -173,5 +200,5 @@ MLARoPEKVCacheCatFusionPass = Fusion(
     tensors=("positions", "q_pe", "k_pe", "kv_c", "cos_sin_cache", "k_scale"),
     wildcards=("layer_name", "kv_cache_dtype"),
     anchor=ops.unified_mla_kv_cache_update.default,
-    variants=(*_custom_variants(), *_native_variants()),
+    variants=(*_variants(flat_key=False), *_variants(flat_key=True)),
 )

@@ -46,8 +46,9 @@ def place_of(
     earlier = [n for n in _between(outputs[0], anchor) if _same_state(n, match)]
     last = max([*inputs, *earlier])
     late = _dependents(match, outputs, up_to=last)
-    if not late.isdisjoint(inputs):
-        return "an input depends on a result, so fusing would close a cycle"
+    for node in inputs:
+        if node in late:
+            return f"its input {node.name} depends on a result, so fusing would close a cycle"
     for node in earlier:
         if node in late:
             return f"{node.name} uses the state of the same layer first, and reads a result"

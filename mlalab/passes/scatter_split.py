@@ -7,7 +7,8 @@ fresh slice or split of the result for every later reader:
     slice_scatter(base, x, d, s, e) → slice elsewhere        becomes   slice(base)
 
 With these gone, RoPE's result reaches the cache update directly and a pattern can see it. Every
-rule is local, holds for any graph, and needs only static bounds along the scattered dimension.
+rule is local, holds for any functional graph, and needs only static bounds along the scattered
+dimension.
 """
 
 from __future__ import annotations
@@ -19,8 +20,19 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from mlalab.graphs import SHAPE_ONLY, aten, is_call, refresh_views, value_of
+from mlalab.graphs import (
+    SHAPE_ONLY,
+    aten,
+    erase_dead,
+    is_call,
+    storage_key,
+    value_of,
+    written_nodes,
+)
+from mlalab.passes.aliasing import Region, gives_new_sharing, region_of
 from mlalab.passes.fusion import CleanUp, PassResult
+from mlalab.passes.scatters import overwritten
+from mlalab.passes.values import lie_alike, may_stand_for, refresh_stale, replace, same
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +91,9 @@ def _split_span(node: fx.Node) -> Span | None:
 
 def _shape_only(node: fx.Node) -> fx.Node | None:
     """A chain of reshapes that ends in the shape it began with is its own beginning."""
-    shape, source = tuple(value_of(node).shape), node.args[0]
+    shape, source = value_of(node).shape, node.args[0]
     while isinstance(source, fx.Node) and isinstance(value_of(source), Tensor):
-        if tuple(value_of(source).shape) == shape:
+        if same(value_of(source).shape, shape):
             return source
         if not is_call(source, *SHAPE_ONLY):
             return None
@@ -95,7 +107,7 @@ def _read(node: fx.Node, source: Any, span: Span | None) -> fx.Node | None:
         return None
     written = _scatter_span(source)
     if written == span:
-        return source.args[1] if _same_value(source.args[1], node) else None
+        return source.args[1]
     if written is not None and written.disjoint(span):
         return _new_slice(node, source.args[0], span)
     return None
@@ -115,20 +127,16 @@ def _split_item(node: fx.Node) -> fx.Node | None:
 def _scatter(node: fx.Node) -> fx.Node | None:
     """A scatter over the same span twice keeps the last; a self-copy changes nothing."""
     base, source = node.args[:2]
-    span = _scatter_span(node)
-    if span is None:
-        return None
-    if (
-        is_call(source, aten.slice.Tensor)
-        and source.args[0] is base
-        and _slice_span(source) == span
-    ):
+    own = region_of(source) if isinstance(source, fx.Node) else None
+    if own is not None and own.same_as(Region.of(overwritten(node))):
         return base
-    if is_call(base, aten.slice_scatter.default) and _scatter_span(base) == span:
+    span = _scatter_span(node)
+    if is_call(base, aten.slice_scatter.default) and span == _scatter_span(base) is not None:
         if base.args[1] is source:
             return base
-        node.replace_input_with(base, base.args[0])
-        _erase_dead(base)
+        if lie_alike(value_of(base), value_of(base.args[0])):
+            node.update_arg(0, base.args[0])
+            erase_dead(base)
     return None
 
 
@@ -141,13 +149,6 @@ _RULES: dict[Any, Callable[[fx.Node], fx.Node | None]] = {
 """Op → rule that returns a node of the same value, or None."""
 
 
-def _same_value(a: Any, b: fx.Node) -> bool:
-    x, y = value_of(a) if isinstance(a, fx.Node) else None, value_of(b)
-    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
-        return False
-    return (tuple(x.shape), x.dtype) == (tuple(y.shape), y.dtype)
-
-
 def _new_slice(node: fx.Node, base: fx.Node, span: Span) -> fx.Node:
     arguments = (base, span.dim, span.start, span.stop)
     with node.graph.inserting_before(node):
@@ -157,30 +158,32 @@ def _new_slice(node: fx.Node, base: fx.Node, span: Span) -> fx.Node:
     return new
 
 
-def _erase_dead(node: fx.Node) -> None:
-    """Erase a node that lost its last reader, and what only it read."""
-    queue = [node]
-    while queue:
-        dead = queue.pop()
-        if dead.users or dead.op != "call_function" or dead.is_impure() or dead._erased:
-            continue
-        sources = list(dead.all_input_nodes)
-        dead.graph.erase_node(dead)
-        queue += sources
+def _replacement(node: fx.Node) -> fx.Node | None:
+    """Return a node that every reader of `node` may read instead, or None."""
+    rule = _RULES.get(node.target) if node.op == "call_function" else None
+    if rule is None or not isinstance(value_of(node), Tensor):
+        return None
+    source = rule(node)
+    if not isinstance(source, fx.Node) or source is node:
+        return None
+    shared = gives_new_sharing(node.graph, {storage_key(node), storage_key(source)})
+    if shared or not may_stand_for(source, node):
+        erase_dead(source)
+        return None
+    return source
 
 
 def forward_scatters(graph: fx.Graph) -> PassResult:
-    """Apply the rules to every node in order, in place."""
+    """Apply the rules to every node in order, in place; only while the graph is functional."""
+    if any(written_nodes(n) and not is_call(n, aten.copy_.default) for n in graph.nodes):
+        return PassResult()
+    refresh_stale(graph)
     for node in list(graph.nodes):
-        rule = _RULES.get(node.target) if node.op == "call_function" else None
-        if rule is None or node._erased or not isinstance(value_of(node), Tensor):
-            continue
-        source = rule(node)
-        if source is not None and source is not node:
-            readers = list(node.users)
-            node.replace_all_uses_with(source)
-            refresh_views(readers)
-            _erase_dead(node)
+        # What a rule returns may itself be a read of another scatter.
+        while not node._erased and (source := _replacement(node)) is not None:
+            replace(node, source)
+            erase_dead(node)
+            node = source
     return PassResult()
 
 

@@ -18,7 +18,7 @@ from torch._inductor import pattern_matcher as pm
 from torch._inductor.fx_passes.post_grad import view_to_reshape
 from torch.utils._ordered_set import OrderedSet
 
-from mlalab.graphs import is_call, value_of
+from mlalab.graphs import aten, is_call, value_of
 
 _SIZES = (int, float, torch.device, torch.dtype)
 """Types of the constants that a blind pattern ignores."""
@@ -64,6 +64,20 @@ class Call(pm.CallFunction):
         if result and self.expected is not None and meaning(value_of(node)) != self.expected:
             return pm.FailedMatch("shape or dtype")
         return result
+
+
+class Copied(pm.PatternExpr):
+    """A value or a copy of it: whether torch copies before a reshape depends on the sizes.
+
+    Without tokens, for one, every layout is contiguous and there is nothing to copy.
+    """
+
+    def __init__(self, source: pm.PatternExpr) -> None:
+        super().__init__()
+        self.source = source
+
+    def _match(self, node: Any, ctx: pm.MatchContext) -> Any:
+        return ctx.match(self.source, node.args[0] if is_call(node, aten.clone.default) else node)
 
 
 class Outputs(pm.MultiOutputPattern):
@@ -155,6 +169,8 @@ def to_pattern(
         value = value_of(node)
         if node.op == "placeholder":
             convert.patterns[node] = pm.KeywordArg(next(arguments))
+        elif blind and is_call(node, aten.clone.default):
+            convert.patterns[node] = Copied(convert.patterns[node.args[0]])
         elif node.op == "call_function" and not isinstance(value, torch.SymInt):
             indexing = is_call(node, operator.getitem)
             convert.patterns[node] = Call(

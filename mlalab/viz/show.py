@@ -65,7 +65,7 @@ def step_figure(
 
 
 def before_after_figure(before: StepRecord, after: StepRecord) -> Figure:
-    """The part of the graph that a step changed, before and after, side by side."""
+    """The part of the graph that a step changed, before and after."""
     return Figure(
         svg=before_after_svg(before, after),
         alt=before_after_alt(before, after),
@@ -92,7 +92,7 @@ def _net(before: StepRecord, steps: Sequence[StepRecord]) -> StepRecord:
     old = {node.name: node for node in before.nodes}
     new = {node.name: node for node in after.nodes}
     return StepRecord(
-        name=after.name if len(steps) == 1 else f"{len(steps)} steps",
+        name=after.name if len(steps) == 1 else "all passes",
         kind=after.kind,
         status="applied" if any(step.status == "applied" for step in steps) else after.status,
         nodes=after.nodes,

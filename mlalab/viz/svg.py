@@ -7,6 +7,7 @@ that nobody has run or trusted yet, as a file, and inside the exported page.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
 from mlalab.records import StepRecord
@@ -19,7 +20,9 @@ from mlalab.viz.overlay import after_side, before_side, overlay
 
 _MARGIN = 20
 _HEAD = 56
-_COLUMN_GAP = 40
+_GAP = 40
+_WIDEST = 1240
+"""Two graphs stand side by side up to this width, above each other beyond."""
 
 
 def step_svg(step: StepRecord, before: StepRecord | None = None, *, show: Show = "changes") -> str:
@@ -50,7 +53,7 @@ def legend_svg() -> str:
 
 
 def before_after_svg(before: StepRecord, after: StepRecord) -> str:
-    """Draw two graphs side by side: what is about to be erased, and what took its place.
+    """Draw two graphs: what is about to be erased, and what took its place.
 
     Only the changed nodes and their neighbours, unless nothing changed: two whole graphs next to
     each other would be too small to read.
@@ -68,30 +71,48 @@ def before_after_svg(before: StepRecord, after: StepRecord) -> str:
     return _document(panels, heads, views, before_after_alt(before, after))
 
 
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A panel with its heading above and its count below."""
+
+    markup: str
+    width: int
+    height: int
+
+
+def _block(panel: Panel, head: tuple[str, str], view: View) -> _Block:
+    title, sub = head
+    words = (title, theme.HEAD_SIZE, True), (sub, 12, False), (_share(view), 11, False)
+    wide = max(panel.width, *(round(text_width(t, s, bold=b)) for t, s, b in words))
+    foot = _HEAD + panel.height + 30
+    markup = (
+        f'<text class="h" x="0" y="10">{escape(title)}</text>'
+        f'<text class="f" x="0" y="28">{escape(sub)}</text>'
+        f'<g transform="translate({(wide - panel.width) // 2} {_HEAD})">{panel.markup}</g>'
+        f'<text class="f" x="0" y="{foot}">{escape(_share(view))}</text>'
+    )
+    return _Block(markup, wide, foot)
+
+
 def _document(
     panels: Sequence[Panel],
     heads: Sequence[tuple[str, str]],
     views: Sequence[View],
     alt: str,
 ) -> str:
-    """Panels in a row on one card, with a heading above each and the legend below."""
+    """Panels on one card with the legend below: in a row where a notebook can show it unshrunk."""
+    blocks = [_block(*parts) for parts in zip(panels, heads, views, strict=True)]
+    row = sum(block.width + _GAP for block in blocks) - _GAP <= _WIDEST
+    x = y = _MARGIN
     parts: list[str] = []
-    x = _MARGIN
-    for panel, (title, sub), view in zip(panels, heads, views, strict=True):
-        words = (title, theme.HEAD_SIZE, True), (sub, 12, False), (_share(view), 11, False)
-        wide = max(panel.width, *(round(text_width(t, s, bold=b)) for t, s, b in words))
-        parts += [
-            f'<text class="h" x="{x}" y="{_MARGIN + 10}">{escape(title)}</text>',
-            f'<text class="f" x="{x}" y="{_MARGIN + 28}">{escape(sub)}</text>',
-            f'<g transform="translate({x + (wide - panel.width) // 2} {_HEAD + _MARGIN})">'
-            f"{panel.markup}</g>",
-            f'<text class="f" x="{x}" y="{_foot(panels)}">{escape(_share(view))}</text>',
-        ]
-        x += wide + _COLUMN_GAP
+    right = bottom = 0
+    for block in blocks:
+        parts.append(f'<g transform="translate({x} {y})">{block.markup}</g>')
+        right, bottom = max(right, x + block.width), max(bottom, y + block.height)
+        x, y = (x + block.width + _GAP, y) if row else (x, y + block.height + _GAP)
     key = _legend(views)
-    width = max(x - _COLUMN_GAP, _MARGIN + key.width) + _MARGIN
-    height = _foot(panels) + key.height + _MARGIN
-    parts.append(f'<g transform="translate({_MARGIN - 10} {_foot(panels) + 6})">{key.markup}</g>')
+    parts.append(f'<g transform="translate({_MARGIN - 10} {bottom + 6})">{key.markup}</g>')
+    width, height = max(right, _MARGIN + key.width) + _MARGIN, bottom + key.height + _MARGIN
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="mg" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}" role="img" aria-label="{escape(alt)}">'
@@ -99,10 +120,6 @@ def _document(
         f'<rect x=".5" y=".5" width="{width - 1}" height="{height - 1}" rx="10" '
         f'fill="{theme.CARD}" stroke="{theme.FRAME}"/>{"".join(parts)}</svg>'
     )
-
-
-def _foot(panels: Sequence[Panel]) -> int:
-    return _HEAD + _MARGIN + max(panel.height for panel in panels) + 30
 
 
 def _legend(views: Sequence[View]) -> Panel:

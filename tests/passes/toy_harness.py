@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from mlalab.compile.capture import LabBackend, Mode
 from mlalab.graphs import storage_key, value_of
+from mlalab.passes.driver import verify
 from mlalab.passes.fix_functionalization import FixFunctionalizationPass
 from mlalab.passes.fusion import CleanUp, Pass, PassResult
 from mlalab.records import Refusal
@@ -23,18 +24,30 @@ FIX = (FixFunctionalizationPass,)
 
 @dataclass
 class Run:
-    """A program compiled and run once."""
+    """A program compiled and run once, with the graphs around the passes under test."""
 
-    backend: LabBackend
     before: fx.Graph
     after: fx.Graph
     refusals: tuple[Refusal, ...]
     outputs: Sequence[Any]
     inputs: Sequence[Tensor]
+    graph_inputs: Sequence[Any]
+
+    @property
+    def reasons(self) -> list[str]:
+        return [r.reason for r in self.refusals]
+
+    def calls(self, name: str) -> list[fx.Node]:
+        """The calls left in the final graph whose target is of that name."""
+        return [n for n in self.after.nodes if n.op == "call_function" and name in str(n.target)]
 
 
-def storages(tensors: Sequence[Any]) -> list[int]:
-    return [t.untyped_storage().data_ptr() if isinstance(t, Tensor) else 0 for t in tensors]
+def copied(x: Any) -> Any:
+    """A copy that lies as its original does, gaps and offset included."""
+    if not isinstance(x, Tensor):
+        return x
+    whole = torch.as_strided(x, (x.untyped_storage().nbytes() // x.element_size(),), (1,), 0)
+    return whole.clone().as_strided(x.shape, x.stride(), x.storage_offset())
 
 
 def compile_and_run(
@@ -42,6 +55,7 @@ def compile_and_run(
     inputs: Sequence[Tensor],
     passes: Sequence[Pass] = FIX,
     mode: Mode = "display",
+    dynamic: bool = False,
 ) -> Run:
     graphs: list[fx.Graph] = []
 
@@ -51,36 +65,43 @@ def compile_and_run(
 
     look = CleanUp(name="look", note="", run=keep)
     backend = LabBackend(passes=(look, *passes, look), mode=mode)
-    gm = fx.symbolic_trace(getattr(f, "function", f))
-    given = [x.clone() for x in inputs]
-    outputs = backend(gm, given)(*given)
+    given = [copied(x) for x in inputs]
+    if dynamic:
+        torch._dynamo.reset()
+        for x in given:
+            torch._dynamo.mark_dynamic(x, 0)
+        outputs = torch.compile(f, backend=backend, fullgraph=True)(*given)
+    else:
+        # Without Dynamo: what it would capture of a straight line is what `fx` traces.
+        outputs = backend(fx.symbolic_trace(f), given)(*given)
     refusals = tuple(r for s in backend.recorders[-1].steps for r in s.refusals)
-    return Run(backend, *graphs, refusals, outputs, given)
+    flat = [copied(x) for x in backend.inputs_of("aot")]
+    return Run(graphs[0], graphs[-1], refusals, outputs, given, flat)
 
 
 def differences(run: Run, f: Callable[..., Any], inputs: Sequence[Tensor]) -> list[str]:
-    expected_inputs = [x.clone() for x in inputs]
-    expected = f(*expected_inputs)
-    found = []
-    for kind, got, want in (
-        ("output", run.outputs, expected),
-        ("input", run.inputs, expected_inputs),
-    ):
-        for i, (a, b) in enumerate(zip(got, want, strict=True)):
-            if a.shape != b.shape or a.dtype != b.dtype or not torch.equal(a, b):
-                found.append(f"{kind} {i} differs")
-    # Nothing that eager mode keeps apart may share memory: the caller may write to it.
-    mine = storages([*run.outputs, *run.inputs])
-    theirs = storages([*expected, *expected_inputs])
-    for i, j in itertools.combinations(range(len(mine)), 2):
-        if mine[i] == mine[j] != 0 and theirs[i] != theirs[j]:
-            found.append(f"values {i} and {j} share memory")
-    return found
+    """Where outputs, or the inputs after the call, differ from eager mode."""
+    eager_inputs = [copied(x) for x in inputs]
+    eager = f(*eager_inputs)
+    return [
+        *_unequal("output", run.outputs, eager),
+        *_unequal("input", run.inputs, eager_inputs),
+    ]
+
+
+def _unequal(kind: str, got: Sequence[Any], wanted: Sequence[Any]) -> list[str]:
+    return [
+        f"{kind} {i} differs"
+        for i, (a, b) in enumerate(zip(got, wanted, strict=True))
+        if isinstance(b, Tensor) and not (a.dtype == b.dtype and torch.equal(a, b))
+    ]
 
 
 class _Interpreter(fx.Interpreter):
-    def __init__(self, gm: fx.GraphModule) -> None:
-        super().__init__(gm, garbage_collect_values=False)
+    """Runs a graph on real tensors and keeps every value alive, so that no memory is reused."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        super().__init__(fx.GraphModule(torch.nn.Module(), graph), garbage_collect_values=False)
         self.seen: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -88,28 +109,50 @@ class _Interpreter(fx.Interpreter):
         return self.seen[n]
 
 
-def alias_disagreements(graph: fx.Graph, inputs: Sequence[Any]) -> list[str]:
-    """Run `graph` on real tensors; return where its recorded values alias otherwise than they."""
-    interpreter = _Interpreter(fx.GraphModule(torch.nn.Module(), graph))
-    interpreter.run(*[x.clone() if isinstance(x, Tensor) else x for x in inputs])
-    real: dict[int, set[str]] = defaultdict(set)
-    fake: dict[int, set[str]] = defaultdict(set)
+def memory(value: Any) -> int:
+    return value.untyped_storage().data_ptr() if isinstance(value, Tensor) else 0
+
+
+def _sharing(values: Sequence[Any]) -> set[tuple[int, int]]:
+    where = [memory(v) for v in values]
+    pairs = itertools.combinations(range(len(where)), 2)
+    return {(i, j) for i, j in pairs if where[i] == where[j] != 0}
+
+
+def wrong_graph(run: Run) -> list[str]:
+    """Run the graphs before and after on real tensors; return what is wrong with the second.
+
+    That is: another result, results that newly share memory, a malformed graph, a recorded value
+    of another shape, or recorded values that alias otherwise than the real ones.
+    """
+    verify(run.after, "the passes under test")
+    results, held = [], []
+    for graph in (run.before, run.after):
+        inputs = [copied(x) for x in run.graph_inputs]
+        interpreter = _Interpreter(graph)
+        outputs = interpreter.run(*inputs)
+        results.append([*outputs, *inputs])
+        held.append(_sharing(results[-1]))
+    found = _unequal("result", results[1], results[0])
+    if not held[1] <= held[0]:
+        found.append("results share memory that did not")
+    return found + _wrong_values(interpreter.seen)
+
+
+def _wrong_values(seen: dict[fx.Node, Any]) -> list[str]:
     found = []
-    for node, value in interpreter.seen.items():
+    classes: tuple[dict[int, list[str]], ...] = (defaultdict(list), defaultdict(list))
+    for node, value in seen.items():
         if isinstance(value, Tensor) and value.numel():
-            real[value.untyped_storage().data_ptr()].add(node.name)
-            key = storage_key(node)
-            if key is None:
-                found.append(f"{node.name} has no recorded value")
-            else:
-                fake[key].add(node.name)
+            classes[0][memory(value)].append(node.name)
+            classes[1][storage_key(node) or 0].append(node.name)
             recorded = value_of(node)
-            if tuple(value.shape) != tuple(int(s) for s in recorded.shape):
-                found.append(f"{node.name}: shape {value.shape} {recorded.shape}")
-            if tuple(value.stride()) != tuple(int(s) for s in recorded.stride()):
-                found.append(f"{node.name}: stride {value.stride()} {recorded.stride()}")
-    classes = [sorted(sorted(c) for c in classes.values()) for classes in (real, fake)]
-    if classes[0] != classes[1]:
-        extra = [c for c in classes[0] if c not in classes[1]]
-        found.append(f"really alias: {extra}; recorded: {[c for c in classes[1] if c not in classes[0]]}")
+            hint = tuple(int(s) for s in recorded.shape)
+            if (hint, recorded.dtype) != (tuple(value.shape), value.dtype):
+                found.append(f"{node.name} is recorded as {recorded}")
+    real, said = (sorted(c.values()) for c in classes)
+    if real != said:
+        found.append(
+            f"alias: {[c for c in real if c not in said]}; {[c for c in said if c not in real]}"
+        )
     return found

@@ -51,8 +51,8 @@ def optional(x: Tensor, y: Tensor | None = None, z: Tensor | None = None) -> Ten
 
 
 def each(xs: list[Tensor]) -> None:
-    for x in xs:
-        x.copy_(x * 19 + 3)
+    for x, new in zip(xs, [x * 19 + 3 for x in xs], strict=True):
+        x.copy_(new)
 
 
 def gather(x: Tensor, ys: list[Tensor]) -> None:
@@ -75,14 +75,18 @@ def _nothing(*args: object) -> None:
     return None
 
 
+def _number(x: Tensor) -> Tensor:
+    return x.new_empty((), dtype=torch.int64)
+
+
 _register("scale(Tensor(a!) x, int by) -> ()", scale, _nothing)
 _register("accumulate(Tensor other, Tensor(a!) x) -> ()", accumulate, _nothing)
 _register("exchange(Tensor(a!) x, Tensor(b!) y) -> ()", exchange, _nothing)
-_register("count(Tensor(a!) x) -> Tensor", count, lambda x: x.new_empty(()))
+_register("count(Tensor(a!) x) -> Tensor", count, _number)
 _register(
     "extremes(Tensor(a!) x) -> (Tensor, Tensor)",
     extremes,
-    lambda x: (x.new_empty(()), x.new_empty(())),
+    lambda x: (_number(x), _number(x)),
 )
 _register(
     "optional(Tensor(a!) x, Tensor(b!)? y=None, Tensor(c!)? z=None) -> Tensor",

@@ -42,7 +42,17 @@ class Program:
 
     def make_inputs(self) -> list[Tensor]:
         generator = torch.Generator().manual_seed(0)
-        return [torch.randint(-99, 99, shape, generator=generator) for shape in self.inputs]
+        return [
+            _lay_out(torch.randint(-99, 99, shape, generator=generator), n)
+            for n, shape in enumerate(self.inputs)
+        ]
+
+
+def _lay_out(x: Tensor, n: int) -> Tensor:
+    """The first input contiguous, the second transposed or with gaps."""
+    if n == 0:
+        return x
+    return x.mT.contiguous().mT if x.dim() == 2 else x.repeat_interleave(2, -1)[..., ::2]
 
 
 def _view(known: list[Any], i: int, method: str, *args: Any) -> list[Any]:
@@ -101,6 +111,8 @@ def _each(known: list[Any], i: int, j: int) -> list[Any]:
     return []
 
 
+VIEWS = {"view", "slice", "split"}
+FREEZING = {"expand", "unfold", "as_strided"}
 STEPS: dict[str, Callable[..., list[Any]]] = {
     "view": _view,
     "slice": _slice,
@@ -120,20 +132,28 @@ STEPS: dict[str, Callable[..., list[Any]]] = {
 def write(choose: Choose, length: int = 8) -> Program:
     """Make up a program of about `length` steps."""
     inputs = tuple(SHAPES[choose(len(SHAPES))] for _ in range(1 + choose(2)))
-    program = Program(inputs, (), ())
-    known = program.make_inputs()
-    # Memory of its own to work on: what the graph's inputs own is never written in place.
+    known = Program(inputs, (), ()).make_inputs()
+    # What functionalisation itself does not let a program write to: views that overlap themselves.
+    frozen: set[int] = set()
     steps: list[Step] = []
-    for step in [("pure", (choose(len(inputs)), 3)), *[None] * length]:
-        chosen = step or _choose_step(choose, known)
-        if chosen is not None:
-            known += STEPS[chosen[0]](known, *chosen[1])
-            steps.append(chosen)
+    # Memory of its own to work on: what the graph's inputs own is never written in place.
+    for first in [("pure", (choose(len(inputs)), 3)), *[None] * length]:
+        step = first or _choose_step(choose, known, frozen)
+        if step is not None:
+            name, args = step
+            try:
+                new = STEPS[name](known, *args)
+            except RuntimeError:
+                continue  # a view of another dtype that does not exist
+            if name in VIEWS and (args[0] in frozen or args[1] in FREEZING):
+                frozen |= set(range(len(known), len(known) + len(new)))
+            known += new
+            steps.append(step)
     outputs = {choose(len(known)) for _ in range(1 + choose(3))}
     return Program(inputs, tuple(steps), tuple(sorted(outputs)))
 
 
-def _choose_step(choose: Choose, known: list[Tensor]) -> Step | None:
+def _choose_step(choose: Choose, known: list[Tensor], frozen: set[int]) -> Step | None:
     # The latest tensors are the likeliest, so that views of views and repeated writes come up.
     i = max(choose(len(known)), choose(len(known)))
     kind = choose(12)
@@ -141,7 +161,7 @@ def _choose_step(choose: Choose, known: list[Tensor]) -> Step | None:
         return _choose_view(choose, known[i], i)
     if kind < 6:
         return [("pure", (i, 2)), ("clone", (i,)), ("total", (i,))][choose(3)]
-    return _choose_write(choose, known, i)
+    return _choose_write(choose, known, frozen)
 
 
 def _choose_view(choose: Choose, x: Tensor, i: int) -> Step | None:
@@ -162,14 +182,21 @@ def _choose_view(choose: Choose, x: Tensor, i: int) -> Step | None:
         ("view", (i, "reshape", 2, -1) if x.numel() % 2 == 0 else (i, "reshape", -1)),
         ("view", (i, "squeeze", ones[0]) if ones else (i, "unsqueeze", 0)),
         ("split", (i, (start, size - start), dim)),
-        ("view", (i, "diagonal") if x.dim() > 1 else (i, "unfold", 0, size, 1)),
+        ("view", (i, "diagonal") if x.dim() > 1 else (i, "unfold", 0, min(size, 2), 1)),
         ("view", (i, "detach")),
+        ("view", (i, "expand", 2, *x.shape)),
+        ("view", (i, "view", torch.int32)),
+        ("view", (i, "as_strided", (2, 2), (choose(2), 2), choose(4))),
     ]
-    return options[choose(len(options))]
+    chosen = options[choose(len(options))]
+    too_small = x.untyped_storage().nbytes() < 8 * 8
+    return None if too_small and chosen[1][1] == "as_strided" else chosen
 
 
-def _choose_write(choose: Choose, known: list[Tensor], i: int) -> Step | None:
-    j, k = choose(len(known)), choose(len(known))
+def _choose_write(choose: Choose, known: list[Tensor], frozen: set[int]) -> Step | None:
+    free = [n for n in range(len(known)) if n not in frozen]
+    i, j = (free[max(choose(len(free)), choose(len(free)))] for _ in range(2))
+    k = choose(len(known))
     alike = [n for n, t in enumerate(known) if t.shape == known[i].shape]
     options: list[Step] = [
         ("mutate", ("scale", (i,), 3)),

@@ -57,7 +57,7 @@ def test_step_figures():
 
 def test_trace_figure_is_the_net_result_of_all_passes():
     figure = trace_figure(Traced("tiny", steps()))
-    assert figure.caption == "tiny. 3 steps: 35 → 21 nodes: 2 created, 16 erased, 1 rewired"
+    assert figure.caption == "tiny. all passes: 35 → 21 nodes: 2 created, 16 erased, 1 rewired"
     assert figure.text.startswith("tiny\nstep ")
 
 
