@@ -33,7 +33,6 @@ def _trace(arguments: argparse.Namespace) -> int:
     for path in (arguments.html, arguments.json):
         if path is not None and not path.parent.is_dir():
             raise MlalabError(f"Cannot write {path}: the folder {path.parent} does not exist.")
-    _say(f"building {arguments.model} and compiling it with torch.compile ...")
     result = trace(
         arguments.model,
         tokens=arguments.tokens,

@@ -83,6 +83,9 @@ def cos_sin_table(spec: RopeSpec, rotary_dim: int, num_positions: int) -> Tensor
 class RotaryEmbedding(nn.Module):
     """Plain RoPE.
 
+    A position outside the table is the caller's mistake here: it fails or, when negative, wraps.
+    The ops clamp it, or raise in a checked context.
+
     Args:
         spec: table and pairing.
         custom_op: call `torch.ops.mlalab.rotary_embedding`, which rotates in place, instead of

@@ -53,6 +53,8 @@ class Trace:
     ) -> None:
         self.title, self.steps, self.meta = title, tuple(steps), dict(meta)
         self._checker = checker
+        self.compiled: CheckRecord | None = None
+        """What really runs (the generated code, in inductor mode) against the last step's graph."""
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -81,7 +83,13 @@ class Trace:
     def __repr__(self) -> str:
         from mlalab.viz.text import step_table
 
-        return f"{self.title}\n{step_table(self.steps)}"
+        lines = [self.title, step_table(self.steps)]
+        if any(step.verdict == "differs" for step in self.steps):
+            lines.append("differs: a step of torch's own rounds otherwise than the step before it")
+        if self.compiled is not None and self.meta.get("mode") == "inductor":
+            worst = max(diff.max_abs for diff in self.compiled.diffs)
+            lines.append(f"generated code against the last graph: at most {worst:.1e} apart")
+        return "\n".join(lines)
 
     def delta(self, name: str) -> str:
         """Return the op-count table of the step called `name` against the one before."""
@@ -109,7 +117,7 @@ class Trace:
         """
         if self._checker is None:
             raise TraceError("A trace loaded from a file cannot be run; record it again to check.")
-        records = self._checker.check(self.steps, seed)
+        *records, self.compiled = self._checker.check(self.steps, seed)
         self.steps = tuple(
             dataclasses.replace(step, check=record)
             for step, record in zip(self.steps, records, strict=True)
@@ -118,12 +126,13 @@ class Trace:
 
     @property
     def ok(self) -> bool:
-        """True when every step was checked and no capture or pass of ours changed a bit.
+        """True when every step was checked and no pass of ours changed a bit.
 
-        Inductor's own passes may round differently (an add folded into a matmul, say); how much is
-        printed, but it is not held against the trace.
+        Torch's own steps may round differently (a norm decomposed for a GPU, an add folded into a
+        matmul); the table says so, but it is not held against the trace.
         """
-        return all(step.verdict in ("ok", "differs") for step in self.steps)
+        runs = self.compiled is None or all(diff.close for diff in self.compiled.diffs)
+        return runs and all(step.verdict in ("ok", "differs") for step in self.steps)
 
     def why(self, name: str) -> str:
         """Explain, layer by layer, what the pass called `name` did not do and why."""

@@ -103,7 +103,8 @@ def build(
     """Put a model on the bench.
 
     Args:
-        model: a preset's name, a Hugging Face directory, a shape, or a layer.
+        model: a preset's name, a Hugging Face directory, a shape, or a layer (which gets a new
+            cache and is put in eval mode).
         tokens: decode requests of one token each, when no `metadata` is given.
         num_layers: how many layers in a row; layers of a directory are taken from its first.
         options: how layers are built; defaults to bfloat16 on this machine's device.
@@ -118,6 +119,8 @@ def build(
         raise ConfigError(
             f"tokens must be 0 or more and num_layers 1 or more, got {tokens} and {num_layers}."
         )
+    if isinstance(model, MLAAttention) and (options is not None or num_layers != 1):
+        raise ConfigError("A layer is traced as it is: leave out options and num_layers.")
     options = options or MLAOptions(dtype=torch.bfloat16, device=default_device())
     layers = _layers_of(model, num_layers, options)
     device = layers[0].options.device
@@ -130,11 +133,15 @@ def build(
             device=device,
         )
     for layer in layers:
-        layer.eval().allocate_cache(max(int(metadata.block_table.numel()), 1), BLOCK_SIZE)
+        layer.eval().allocate_cache(_blocks_named(metadata.block_table), BLOCK_SIZE)
     if slot_mapping is None:
         slot_mapping = metadata.slot_mapping(BLOCK_SIZE)
     module = layers[0] if len(layers) == 1 else MLAStack(layers)
     return Workbench(module=module, layers=layers, metadata=metadata, slot_mapping=slot_mapping)
+
+
+def _blocks_named(block_table: Tensor) -> int:
+    return int(block_table.max()) + 1 if block_table.numel() else 1
 
 
 def _layers_of(
@@ -160,6 +167,8 @@ def _random_layer(shape: MLAShape, name: str, options: MLAOptions, seed: int) ->
         layer = MLAAttention(shape, name, options)
         for module in layer.modules():
             if isinstance(module, nn.RMSNorm):
-                # All ones would hide a norm that is skipped.
+                # All ones would hide a norm that is skipped, and scales of one a lost scale.
                 nn.init.uniform_(module.weight, 0.5, 1.5)
+        layer.q_scale.fill_(0.61)
+        layer.k_scale.fill_(0.37)
     return layer

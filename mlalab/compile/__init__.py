@@ -1,1 +1,1 @@
-"""Configuration, capture and (later) dispatch of compiled layers."""
+"""Configuration and capture of compiled layers."""

@@ -75,8 +75,15 @@ class PassDriver(CustomGraphPass):
         """Return what a compile cache must tell apart: passes with their source, config, range."""
         parts = [repr(self.config), str(self.compile_range)]
         for pass_ in self.passes:
-            source = inspect.getmodule(pass_.run if isinstance(pass_, CleanUp) else type(pass_))
-            parts += [pass_.name, inspect.getsource(source) if source else ""]
+            parts += [pass_.name, str(pass_.flag), str(pass_.max_tokens)]
+            functions = (
+                [pass_.run]
+                if isinstance(pass_, CleanUp)
+                else [f for v in pass_.variants for f in (v.pattern, v.replacement)]
+            )
+            parts += [v.name for v in pass_.variants] if isinstance(pass_, Fusion) else []
+            modules = dict.fromkeys(inspect.getmodule(function) for function in functions)
+            parts += [inspect.getsource(module) for module in modules if module is not None]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -139,14 +139,11 @@ class Rewrite:
             # Inductor has yet to choose where that lies, and expects nobody else to write to it.
             if _stays_functional(alias):
                 return f"{target.name} is memory of {alias.name}, a result of a call left as it was"
-        for name, value in self.node.kwargs.items():
-            others = [x for x in pytree.tree_leaves(value) if isinstance(x, fx.Node)]
-            if others.count(target) > (value is target):
-                return f"it is passed again in the argument {name}"
-            if any(_overlap(region, x) for x in others if x is not target):
-                return f"it overlaps the op's argument {name}"
-        if sum(value is target for value in self.node.kwargs.values()) > 1:
+        if _nodes_in(dict(self.node.kwargs)).count(target) > 1:
             return f"{target.name} is passed twice"
+        for name, value in self.node.kwargs.items():
+            if any(_overlap(region, x) for x in _nodes_in(value) if x is not target):
+                return f"it overlaps the op's argument {name}"
         folded = {fold.scatter for fold in put_back}
         for reader, alias in self.aliases.readers_after(self.node, region):
             if reader not in folded:
@@ -200,6 +197,10 @@ def _fake_clone(node: fx.Node) -> Tensor:
     value = value_of(node)
     with fake_mode_of(value):
         return value.clone()
+
+
+def _nodes_in(value: Any) -> list[fx.Node]:
+    return [x for x in pytree.tree_leaves(value) if isinstance(x, fx.Node)]
 
 
 def _overlap(region: Region, node: fx.Node) -> bool:

@@ -122,6 +122,19 @@ def refresh_stale(graph: fx.Graph) -> None:
     what they dropped, and a replacement's values are copies that keep no offset.
     """
     refresh([n for n in graph.nodes if _is_stale(n)])
+    for node in graph.nodes:
+        if wrapped_op(node) is not None:
+            _drop_stale_eager_inputs(node)
+
+
+def _drop_stale_eager_inputs(node: fx.Node) -> None:
+    """Forget what a call's arguments were in eager mode, if they no longer lie so.
+
+    A call that stays functionalised would be decomposed by that, and clone the wrong memory.
+    """
+    now = fx.node.map_arg((node.args, dict(node.kwargs)), value_of)
+    if not lie_alike(node.meta.get("eager_input_vals", now), now):
+        del node.meta["eager_input_vals"]
 
 
 def _is_stale(node: fx.Node) -> bool:
@@ -154,8 +167,7 @@ def refresh(nodes: Iterable[fx.Node]) -> list[fx.Node]:
             value = node.target(*args, **kwargs)
         moved = not lie_alike(value_of(node), value)
         if wrapped_op(node) is not None:
-            # What the arguments were in eager mode; Inductor would clone memory as it lay then.
-            node.meta.pop("eager_input_vals", None)
+            _drop_stale_eager_inputs(node)
         if moved or is_view(node):
             node.meta["val"] = value
             changed.append(node)

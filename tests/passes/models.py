@@ -29,6 +29,9 @@ UPDATE = "mlalab.unified_mla_kv_cache_update"
 PLUMBING = ("aten.slice_scatter", "aten.copy", "aten.copy_", "aten.clone")
 """What functionalisation leaves behind and no good graph ends with."""
 
+MANY = 10
+"""Beyond so many tokens, where a run takes long, not every batch meets every slot mapping."""
+
 Forward = Callable[[Sequence[MLAAttention], Tensor, Tensor], Any]
 
 
@@ -173,10 +176,13 @@ def slot_maps(tokens: int) -> Iterator[Tensor | None]:
 
 
 def steps_of(bench: Workbench, tokens: int) -> Iterator[tuple[ForwardContext, Tensor, Tensor]]:
-    """Yield every batch kind with every slot mapping: context, positions, hidden states."""
+    """Yield batch kinds with slot mappings: context, positions, hidden states."""
     hidden = torch.randn(tokens, bench.layers[0].shape.hidden_size)
     layers = {layer.layer_name: layer for layer in bench.layers}
-    for metadata, slots in itertools.product(batches(tokens), slot_maps(tokens)):
+    pairs = itertools.product(batches(tokens), slot_maps(tokens))
+    if tokens > MANY:
+        pairs = zip(batches(tokens), slot_maps(tokens), strict=True)
+    for metadata, slots in pairs:
         positions = torch.arange(tokens) + 3 if metadata is None else metadata.positions()
         context = ForwardContext(layers=layers, metadata=metadata, slot_mapping=slots)
         yield context, positions, hidden.to(bench.layers[0].options.dtype)

@@ -107,6 +107,15 @@ def test_uuid_tells_passes_order_configuration_and_range_apart():
     assert len({_uuid(), *others}) == 6
 
 
+def test_uuid_tells_the_parameters_of_one_pass_apart():
+    changed = [
+        dataclasses.replace(FUSION, max_tokens=8),
+        dataclasses.replace(FUSION, variants=FUSION.variants[:1]),
+        dataclasses.replace(FUSION, flag=None),
+    ]
+    assert len({_uuid([FUSION]), *(_uuid([f]) for f in changed)}) == 4
+
+
 def test_ranges_refuse_nonsense():
     assert str(CompileRange(1, 8)) == "1..8"
     with pytest.raises(ConfigError):

@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses import FakeTensorMode
 
 from mlalab.compile.capture import LabBackend, Mode
 from mlalab.graphs import storage_key, value_of
 from mlalab.passes.driver import verify
 from mlalab.passes.fix_functionalization import FixFunctionalizationPass
 from mlalab.passes.fusion import CleanUp, Pass, PassResult
+from mlalab.recorder import Recorder
 from mlalab.records import Refusal
 
 FIX = (FixFunctionalizationPass,)
@@ -28,18 +30,27 @@ class Run:
 
     before: fx.Graph
     after: fx.Graph
-    refusals: tuple[Refusal, ...]
+    refusals: list[Refusal]
     outputs: Sequence[Any]
     inputs: Sequence[Tensor]
     graph_inputs: Sequence[Any]
+    compiled: Callable[..., Any] | None = None
+    recorders: Sequence[Recorder] = ()
 
     @property
     def reasons(self) -> list[str]:
         return [r.reason for r in self.refusals]
 
     def calls(self, name: str) -> list[fx.Node]:
-        """The calls left in the final graph whose target is of that name."""
-        return [n for n in self.after.nodes if n.op == "call_function" and name in str(n.target)]
+        """The calls in the graph after the passes whose target is of that name."""
+        return _calls(self.after, name)
+
+    def calls_before(self, name: str) -> list[fx.Node]:
+        return _calls(self.before, name)
+
+
+def _calls(graph: fx.Graph, name: str) -> list[fx.Node]:
+    return [n for n in graph.nodes if n.op == "call_function" and name in str(n.target)]
 
 
 def copied(x: Any) -> Any:
@@ -58,25 +69,29 @@ def compile_and_run(
     dynamic: bool = False,
 ) -> Run:
     graphs: list[fx.Graph] = []
+    refusals: list[Refusal] = []
 
-    def keep(graph: fx.Graph) -> PassResult:
+    def watched(graph: fx.Graph) -> PassResult:
+        graphs.append(copy.deepcopy(graph))
+        for pass_ in passes:
+            refusals.extend(pass_.apply(graph).refusals)
         graphs.append(copy.deepcopy(graph))
         return PassResult()
 
-    look = CleanUp(name="look", note="", run=keep)
-    backend = LabBackend(passes=(look, *passes, look), mode=mode)
+    backend = LabBackend(passes=[CleanUp(name="watched", note="", run=watched)], mode=mode)
     given = [copied(x) for x in inputs]
+    compiled: Callable[..., Any]
     if dynamic:
         torch._dynamo.reset()
         for x in given:
             torch._dynamo.mark_dynamic(x, 0)
-        outputs = torch.compile(f, backend=backend, fullgraph=True)(*given)
+        compiled = torch.compile(f, backend=backend, fullgraph=True)
     else:
         # Without Dynamo: what it would capture of a straight line is what `fx` traces.
-        outputs = backend(fx.symbolic_trace(f), given)(*given)
-    refusals = tuple(r for s in backend.recorders[-1].steps for r in s.refusals)
+        compiled = backend(fx.symbolic_trace(f), given)
+    outputs = compiled(*given)
     flat = [copied(x) for x in backend.inputs_of("aot")]
-    return Run(graphs[0], graphs[-1], refusals, outputs, given, flat)
+    return Run(*graphs, refusals, outputs, given, flat, compiled, backend.recorders)
 
 
 def differences(run: Run, f: Callable[..., Any], inputs: Sequence[Tensor]) -> list[str]:
@@ -113,6 +128,13 @@ def memory(value: Any) -> int:
     return value.untyped_storage().data_ptr() if isinstance(value, Tensor) else 0
 
 
+def _layout(value: Any) -> Any:
+    if not isinstance(value, Tensor) or not value.numel():
+        return None
+    wide = [n for n, size in zip(value.stride(), value.shape, strict=True) if size > 1]
+    return value.storage_offset(), wide
+
+
 def _sharing(values: Sequence[Any]) -> set[tuple[int, int]]:
     where = [memory(v) for v in values]
     pairs = itertools.combinations(range(len(where)), 2)
@@ -122,8 +144,8 @@ def _sharing(values: Sequence[Any]) -> set[tuple[int, int]]:
 def wrong_graph(run: Run) -> list[str]:
     """Run the graphs before and after on real tensors; return what is wrong with the second.
 
-    That is: another result, results that newly share memory, a malformed graph, a recorded value
-    of another shape, or recorded values that alias otherwise than the real ones.
+    That is: another result, one that lies otherwise, results that newly share memory, a malformed
+    graph, a recorded value of another shape, or recorded values that alias otherwise than the real.
     """
     verify(run.after, "the passes under test")
     results, held = [], []
@@ -134,6 +156,8 @@ def wrong_graph(run: Run) -> list[str]:
         results.append([*outputs, *inputs])
         held.append(_sharing(results[-1]))
     found = _unequal("result", results[1], results[0])
+    if [_layout(x) for x in results[1]] != [_layout(x) for x in results[0]]:
+        found.append("results lie otherwise")
     if not held[1] <= held[0]:
         found.append("results share memory that did not")
     return found + _wrong_values(interpreter.seen)
@@ -156,3 +180,33 @@ def _wrong_values(seen: dict[fx.Node, Any]) -> list[str]:
             f"alias: {[c for c in real if c not in said]}; {[c for c in said if c not in real]}"
         )
     return found
+
+
+class Sketch:
+    """A functional graph written by hand, with the values that tracing would have left on it."""
+
+    def __init__(self, *inputs: Tensor) -> None:
+        self.graph, self.mode, self.given = fx.Graph(), FakeTensorMode(), inputs
+        self.inputs = [self._input(x, i) for i, x in enumerate(inputs)]
+
+    def _input(self, x: Tensor, i: int) -> fx.Node:
+        node = self.graph.placeholder(f"arg{i}")
+        node.meta["val"] = self.mode.from_tensor(x)
+        return node
+
+    def __call__(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        node = self.graph.call_function(target, args, kwargs)
+        fakes = fx.node.map_arg((args, kwargs), value_of)
+        with self.mode:
+            node.meta["val"] = target(*fakes[0], **fakes[1])
+        return node
+
+    def run(self, *outputs: fx.Node, passes: Sequence[Pass] = FIX) -> Run:
+        """Run the passes; the graph must then mean what it meant."""
+        self.graph.output(outputs)
+        before = copy.deepcopy(self.graph)
+        fx.GraphModule(torch.nn.Module(), self.graph)
+        refusals = [r for p in passes for r in p.apply(self.graph).refusals]
+        run = Run(before, self.graph, refusals, (), (), self.given)
+        assert wrong_graph(run) == []
+        return run

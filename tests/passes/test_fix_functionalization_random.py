@@ -1,0 +1,123 @@
+"""Random programs, symbolic sizes, real code, and proof that each safety check is needed."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlalab.passes import fix_functionalization as fix
+from mlalab.passes import values
+from mlalab.passes.aliasing import AliasIndex, Region
+from mlalab.passes.scatter_split import ScatterSplitReplacementPass
+from tests.passes.test_fix_functionalization import CASES
+from tests.passes.toy_harness import FIX, compile_and_run, differences, wrong_graph
+from tests.passes.toy_ops import ops
+from tests.passes.toy_programs import write
+
+BOTH = (ScatterSplitReplacementPass, *FIX)
+
+
+@pytest.mark.parametrize("passes", [FIX, BOTH], ids=["alone", "after scatter_split"])
+@settings(max_examples=40)
+@given(source=st.randoms(use_true_random=False))
+def test_random_programs_keep_their_meaning(passes, source):
+    program = write(source.randrange)
+    run = compile_and_run(program.function, program.make_inputs(), passes)
+    assert differences(run, program.function, program.make_inputs()) == []
+    assert wrong_graph(run) == []
+
+
+def test_random_programs_are_not_all_refused():
+    """Of a few programs' calls some are written in place, some through a clone, and folds happen."""
+    in_place = clones = folds = 0
+    for seed in range(12):
+        program = write(random.Random(seed).randrange)
+        run = compile_and_run(program.function, program.make_inputs())
+        in_place += len(run.calls("mlalab_test")) - len(run.reasons)
+        clones += len(run.reasons)
+        folds += len(run.calls_before("slice_scatter")) - len(run.calls("slice_scatter"))
+    assert min(in_place, clones, folds) >= 3, (in_place, clones, folds)
+
+
+def nope_is_read_later(a):
+    b = a + 1
+    ops.scale(b[..., 2:], 3)
+    nope = b[..., :2] * 2
+    ops.accumulate(b[..., :2], b[..., 2:].transpose(0, 1))
+    return b, nope
+
+
+def sizes_that_happen_to_agree(a):
+    """Six rows of six: nothing may be concluded from that, or the program is tied to it."""
+    b = a * 2
+    ops.exchange(b[:, :3], b[:, 3:])
+    c = b.t().reshape(6, -1).reshape(-1, 6).clone()
+    ops.scale(c[1:], 3)
+    d = c.view(6, -1).view(-1, 6)
+    ops.scale(d, 3)
+    return b, c, d * 2
+
+
+@pytest.mark.parametrize("passes", [FIX, BOTH], ids=["alone", "after scatter_split"])
+@pytest.mark.parametrize("program", [nope_is_read_later, sizes_that_happen_to_agree])
+def test_symbolic_sizes(program, passes):
+    inputs = [torch.arange(36).view(6, 6)]
+    run = compile_and_run(program, inputs, passes, dynamic=True)
+    assert differences(run, program, inputs) == []
+    assert wrong_graph(run) == []
+    assert any(isinstance(v, torch.SymInt) for v in run.after_shapes())
+    assert (run.reasons, run.calls("clone")) == ([], run.calls_before("clone")), run.reasons
+    # The code compiled for six rows serves another number: no guard was added.
+    other = [torch.arange(54).view(9, 6)]
+    mine, theirs = run.compiled(*other), program(*other)
+    assert all(torch.equal(x, y) for x, y in zip(mine, theirs, strict=True))
+    assert run.compilations() == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["through_views_of_views", "two_arguments_that_overlap", "twice_on_one_buffer"]
+)
+def test_in_real_code(name):
+    program, inputs = CASES[name].program, [torch.randint(-99, 99, (4, 6))]
+    run = compile_and_run(program, inputs, BOTH, mode="inductor")
+    assert differences(run, program, inputs) == []
+
+
+def always(value):
+    return lambda *_: value
+
+
+REMOVED = {
+    "later readers": (AliasIndex, "readers_after", always(()), "old_value_read_later"),
+    "overlap": (Region, "overlaps", always(False), "old_value_read_later"),
+    "overlapping arguments": (fix, "_overlap", always(False), "two_arguments_that_overlap"),
+    "same argument": (fix, "_nodes_in", always([]), "same_tensor_twice"),
+    "graph inputs": (AliasIndex, "aliases", always([]), "input_that_must_not_change"),
+    "region of a chain": (Region, "same_as", always(True), "put_back_elsewhere"),
+    "bytes, not elements": (torch.Tensor, "element_size", always(1), "overlap_as_another_dtype"),
+    "stale values": (values, "_is_stale", always(False), "view_of_a_dropped_clone"),
+    "stale eager inputs": (
+        *(values, "_drop_stale_eager_inputs", always(None)),
+        "results_kept_apart_at_an_offset",
+    ),
+    "results apart": (
+        fix,
+        "gives_new_sharing",
+        always(False),
+        "results_that_eager_mode_keeps_apart",
+    ),
+    "results left functional": (fix, "_stays_functional", always(False), "item_of_a_left_call"),
+    "layout of results": (fix, "layout_readers", always(()), "input_returned_with_gaps"),
+}
+"""Check → what to replace, by what, and a program that is wrong without it."""
+
+
+def put_back_elsewhere(a):
+    b = a + 1
+    s = b[:, :2]
+    ops.scale(s, 3)
+    return b * 2, s * 2
