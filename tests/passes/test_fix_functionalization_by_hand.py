@@ -1,8 +1,4 @@
-"""Graphs that a tracer would not write, or not today: each bug that the source has had is one.
-
-They are `shared/reference/vllm.md` section 4's list (its numbers in brackets) and what a general
-rule has to get right besides.
-"""
+"""Graphs that a tracer would not write, or not today; numbers count the source's known bugs."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def test_random_programs_keep_their_meaning(passes, source):
 
 
 def test_random_programs_are_not_all_refused():
-    """Of a few programs' calls some are written in place, some through a clone, and folds happen."""
+    """Of a few programs some calls are written in place, some cloned, and folds happen."""
     in_place = clones = folds = 0
     for seed in range(12):
         program = write(random.Random(seed).randrange)
