@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -31,18 +29,6 @@ def test_random_programs_keep_their_meaning(passes, source):
     assert wrong_graph(run) == []
 
 
-def test_random_programs_are_not_all_refused():
-    """Of a few programs some calls are written in place, some cloned, and folds happen."""
-    in_place = clones = folds = 0
-    for seed in range(12):
-        program = write(random.Random(seed).randrange)
-        run = compile_and_run(program.function, program.make_inputs())
-        in_place += len(run.calls("mlalab_test")) - len(run.reasons)
-        clones += len(run.reasons)
-        folds += len(run.calls_before("slice_scatter")) - len(run.calls("slice_scatter"))
-    assert min(in_place, clones, folds) >= 3, (in_place, clones, folds)
-
-
 def nope_is_read_later(a):
     b = a + 1
     ops.scale(b[..., 2:], 3)
@@ -60,22 +46,6 @@ def sizes_that_happen_to_agree(a):
     d = c.view(6, -1).view(-1, 6)
     ops.scale(d, 3)
     return b, c, d * 2
-
-
-@pytest.mark.parametrize("passes", [FIX, BOTH], ids=["alone", "after scatter_split"])
-@pytest.mark.parametrize("program", [nope_is_read_later, sizes_that_happen_to_agree])
-def test_symbolic_sizes(program, passes):
-    inputs = [torch.arange(36).view(6, 6)]
-    run = compile_and_run(program, inputs, passes, dynamic=True)
-    assert differences(run, program, inputs) == []
-    assert wrong_graph(run) == []
-    assert any(isinstance(v, torch.SymInt) for v in run.after_shapes())
-    assert (run.reasons, run.calls("clone")) == ([], run.calls_before("clone")), run.reasons
-    # The code compiled for six rows serves another number: no guard was added.
-    other = [torch.arange(54).view(9, 6)]
-    mine, theirs = run.compiled(*other), program(*other)
-    assert all(torch.equal(x, y) for x, y in zip(mine, theirs, strict=True))
-    assert run.compilations() == 1
 
 
 @pytest.mark.parametrize(
