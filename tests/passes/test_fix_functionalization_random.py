@@ -1,4 +1,4 @@
-"""Random programs, symbolic sizes, real code, and proof that each safety check is needed."""
+"""Random programs, real code, and proof that each safety check is needed."""
 
 from __future__ import annotations
 
@@ -27,25 +27,6 @@ def test_random_programs_keep_their_meaning(passes, source):
     run = compile_and_run(program.function, program.make_inputs(), passes)
     assert differences(run, program.function, program.make_inputs()) == []
     assert wrong_graph(run) == []
-
-
-def nope_is_read_later(a):
-    b = a + 1
-    ops.scale(b[..., 2:], 3)
-    nope = b[..., :2] * 2
-    ops.accumulate(b[..., :2], b[..., 2:].transpose(0, 1))
-    return b, nope
-
-
-def sizes_that_happen_to_agree(a):
-    """Six rows of six: nothing may be concluded from that, or the program is tied to it."""
-    b = a * 2
-    ops.exchange(b[:, :3], b[:, 3:])
-    c = b.t().reshape(6, -1).reshape(-1, 6).clone()
-    ops.scale(c[1:], 3)
-    d = c.view(6, -1).view(-1, 6)
-    ops.scale(d, 3)
-    return b, c, d * 2
 
 
 @pytest.mark.parametrize(
