@@ -33,7 +33,7 @@ from mlalab.graphs import (
 )
 from mlalab.passes.aliasing import AliasIndex, Region, gives_new_sharing, region_of
 from mlalab.passes.fusion import CleanUp, PassResult
-from mlalab.passes.scatters import Fold, folds
+from mlalab.passes.scatters import Fold, folds, only_overwrites
 from mlalab.passes.values import layout_readers, lie_alike, refresh, replace
 from mlalab.records import MatchRecord, Refusal
 
@@ -146,7 +146,7 @@ class Rewrite:
                 return f"it overlaps the op's argument {name}"
         folded = {fold.scatter for fold in put_back}
         for reader, alias in self.aliases.readers_after(self.node, region):
-            if reader not in folded:
+            if reader not in folded and not only_overwrites(reader, alias, region):
                 return f"{reader.name} still reads the old value of {alias.name}"
         if gives_new_sharing(self.graph, {storage_key(n) for n in (target, *folded, *joined)}):
             return "two results of the graph would share memory"

@@ -50,6 +50,15 @@ def folds(target: fx.Node, items: Iterable[fx.Node]) -> Iterator[Fold]:
                     yield Fold(user, base, source)
 
 
+def only_overwrites(scatter: fx.Node, base: fx.Node, region: Region) -> bool:
+    """Return whether what `scatter` needs of its base is all but `region`."""
+    return (
+        scatter.target in _PART_OF
+        and scatter.args[0] is base is not scatter.args[1]
+        and Region.of(overwritten(scatter)).same_as(region)
+    )
+
+
 def overwritten(scatter: fx.Node) -> Tensor:
     """Return the part of a scatter's base that it overwrites, as a fake value."""
     base, _, *rest = scatter.args

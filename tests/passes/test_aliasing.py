@@ -4,10 +4,14 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.source import ConstantSource
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from mlalab.passes.aliasing import Region
+from mlalab.passes.values import same
 
 
 def elements(view):
@@ -41,6 +45,53 @@ def test_regions_are_never_wrongly_apart(data):
     apart = not Region.of(a).overlaps(Region.of(b))
     assert not (shared and apart)
     assert Region.of(a).overlaps(Region.of(b)) == Region.of(b).overlaps(Region.of(a))
+
+
+@st.composite
+def strided(draw, storage):
+    """Any view of a storage at all, seen as any dtype."""
+    dtype = draw(st.sampled_from([torch.uint8, torch.int16, torch.float32]))
+    flat = storage.view(dtype)
+    sizes = draw(st.lists(st.integers(0, 3), max_size=3))
+    strides = draw(st.lists(st.integers(0, 6), min_size=len(sizes), max_size=len(sizes)))
+    reach = sum(max(n - 1, 0) * stride for n, stride in zip(sizes, strides, strict=True))
+    return flat.as_strided(sizes, strides, draw(st.integers(0, flat.numel() - 1 - reach)))
+
+
+def bytes_of(view):
+    unit = view.element_size()
+    return {at * unit + byte for at in elements(view) for byte in range(unit)}
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_any_two_views_are_never_wrongly_apart(data):
+    storage = torch.empty(200, dtype=torch.uint8)
+    a, b = data.draw(strided(storage)), data.draw(strided(storage))
+    if bytes_of(a) & bytes_of(b):
+        assert Region.of(a).overlaps(Region.of(b))
+    if len(elements(a)) < a.numel():
+        assert Region.of(a).self_overlapping
+
+
+def test_symbolic_sizes_are_asked_nothing():
+    """The rows are as many as the columns, and nobody may notice: it would become a guard."""
+    env = ShapeEnv()
+    mode = FakeTensorMode(shape_env=env)
+    rows = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC, DimDynamic.STATIC])
+    x = mode.from_tensor(torch.empty(48, 48), symbolic_context=rows, source=ConstantSource("x"))
+    q = x.view(-1, 2, 24)
+    whole, turned, same_rows = Region.of(x), Region.of(x.mT), Region.of(q.view(-1, 48))
+    nope, rope, other_head = (Region.of(v) for v in (q[..., :16], q[..., 16:], q[:, 1:]))
+    head, first, rest = Region.of(x[:, :24]), Region.of(x[:3]), Region.of(x[3:])
+    asked = len(env.guards)
+    assert isinstance(q.shape[0], torch.SymInt)
+    assert not any(a.overlaps(b) for a, b in ((nope, rope), (head, other_head), (first, rest)))
+    assert whole.overlaps(turned) and rope.overlaps(other_head)
+    assert whole.same_as(same_rows) and not whole.same_as(turned)
+    assert not any(r.self_overlapping for r in (whole, turned, rope, rest))
+    assert not same(x.shape, (48, 48))
+    assert len(env.guards) == asked
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])

@@ -208,5 +208,6 @@ class Sketch:
         fx.GraphModule(torch.nn.Module(), self.graph)
         refusals = [r for p in passes for r in p.apply(self.graph).refusals]
         run = Run(before, self.graph, refusals, (), (), self.given)
-        assert wrong_graph(run) == []
+        problems = wrong_graph(run)
+        assert not problems, problems
         return run

@@ -71,6 +71,12 @@ def _register(schema: str, real: object, fake: object) -> None:
     torch.library.register_fake(f"mlalab_test::{name}", fake, lib=LIBRARY)
 
 
+def late(x: Tensor, y: Tensor) -> None:
+    """The one that reads after it wrote: for graphs written by hand, which have no eager mode."""
+    x.copy_(x * 3)
+    x.copy_(x + y.sum())
+
+
 def _nothing(*args: object) -> None:
     return None
 
@@ -95,4 +101,5 @@ _register(
 )
 _register("each(Tensor(a!)[] xs) -> ()", each, _nothing)
 _register("gather(Tensor(a!) x, Tensor[] ys) -> ()", gather, _nothing)
+_register("late(Tensor(a!) x, Tensor y) -> ()", late, _nothing)
 _register("stamp(Tensor(a!) x) -> ()", stamp, _nothing)
