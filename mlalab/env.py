@@ -58,28 +58,28 @@ def fp8_dtype(device: torch.device | str | None = None) -> torch.dtype:
 
 
 @dataclass(frozen=True, slots=True)
-class AiterProbe:
-    """Whether AMD's AITER can be called here, and one sentence on why or why not."""
+class Availability:
+    """Whether something can be used here, and one sentence on why or why not."""
 
     usable: bool
     detail: str
 
 
-def probe_aiter() -> AiterProbe:
+def probe_aiter() -> Availability:
     """Look for AMD's AITER without importing it where it cannot work.
 
     The PyPI project called `aiter` is an unrelated async-iterator package.
     """
     if importlib.util.find_spec("aiter") is None:
-        return AiterProbe(False, "not installed; only used on ROCm, from github.com/ROCm/aiter")
+        return Availability(False, "not installed; only used on ROCm, from github.com/ROCm/aiter")
     if _is_pypi_impostor():
-        return AiterProbe(
+        return Availability(
             False,
             "the installed 'aiter' is PyPI's async-iterator package, not AMD's; uninstall it and "
             "build github.com/ROCm/aiter",
         )
     if not torch.version.hip:
-        return AiterProbe(False, "installed, but this torch is not a ROCm build")
+        return Availability(False, "installed, but this torch is not a ROCm build")
     return _import_aiter()
 
 
@@ -91,16 +91,16 @@ def _is_pypi_impostor() -> bool:
     return "iter" in summary and "rocm" not in summary
 
 
-def _import_aiter() -> AiterProbe:
+def _import_aiter() -> Availability:
     try:
         import aiter
     except (ImportError, RuntimeError, OSError) as error:
-        return AiterProbe(False, f"import failed: {error}")
+        return Availability(False, f"import failed: {error}")
     if not hasattr(aiter, "fused_qk_rope_concat_and_cache_mla"):
-        return AiterProbe(
+        return Availability(
             False, "installed, but too old: it has no fused_qk_rope_concat_and_cache_mla"
         )
-    return AiterProbe(True, "ready")
+    return Availability(True, "ready")
 
 
 def report() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""One exception class per kind of problem.
+"""One exception class per kind of problem, and the one warning.
 
 Every message says what is wrong, where, and what to try, in one sentence that the
 command line can print as it is.
@@ -33,3 +33,7 @@ class TraceError(MlalabError):
 
 class VerifyError(MlalabError):
     """A graph that a pass left malformed: found by the driver, never meant to reach a user."""
+
+
+class PassWarning(UserWarning):
+    """A pass that was asked for and does not run, or ran and found nothing to fuse."""

@@ -6,8 +6,9 @@ The table maps op → provider → function; implementations live in `mlalab_ker
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
+from mlalab.env import Availability, probe_aiter
 from mlalab.errors import ConfigError
 from mlalab_kernels.fused_rope_unified_mla_kv_cache_update.reference import (
     fused_rope_unified_mla_kv_cache_update,
@@ -16,6 +17,8 @@ from mlalab_kernels.mla_decode_attention.reference import mla_decode_attention
 from mlalab_kernels.mla_prefill_attention.reference import mla_prefill_attention
 from mlalab_kernels.rotary_embedding.reference import rotary_embedding
 from mlalab_kernels.unified_mla_kv_cache_update.reference import unified_mla_kv_cache_update
+
+Provider = Literal["auto", "aiter", "triton", "reference"]
 
 _TABLE: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     function.__name__: {"reference": function}
@@ -27,6 +30,23 @@ _TABLE: Mapping[str, Mapping[str, Callable[..., Any]]] = {
         unified_mla_kv_cache_update,
     )
 }
+
+
+def availability(provider: str, op: str | None = None) -> Availability:
+    """Return whether `provider` runs on this machine and, with `op`, serves that kernel.
+
+    Raises:
+        ConfigError: no provider is called so.
+    """
+    if provider not in get_args(Provider):
+        raise ConfigError(
+            f"provider must be one of {', '.join(get_args(Provider))}, got {provider!r}."
+        )
+    if provider == "aiter" and not (probe := probe_aiter()).usable:
+        return probe
+    if provider == "auto" or op is None or provider in _TABLE.get(op, {}):
+        return Availability(True, "ready")
+    return Availability(False, f"mlalab has no {provider} kernel for it")
 
 
 def pick(op: str) -> Callable[..., Any]:

@@ -14,7 +14,15 @@ StepKind = Literal["capture", "inductor", "fusion", "cleanup"]
 """capture: a graph as Dynamo or AOTAutograd made it; inductor: one of Inductor's own passes;
 fusion and cleanup: mlalab's passes."""
 
-StepStatus = Literal["captured", "applied", "no match", "refused", "out of range", "disabled"]
+StepStatus = Literal[
+    "captured",
+    "applied",
+    "no match",
+    "refused",
+    "out of range",
+    "not decode only",
+    "disabled",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from mlalab.viz.show import Figure
 
 FORMAT = "mlalab-trace-1"
+_NOT_RUN = {
+    "disabled": "was switched off by the configuration",
+    "out of range": "does not apply to this range of token counts",
+    "not decode only": "applies only to graphs that serve nothing but uniform decode batches",
+}
 
 
 class Checker(Protocol):
@@ -141,10 +146,8 @@ class Trace:
         step = self[name]
         if step.refusals:
             return why_text(step.refusals)
-        if step.status == "disabled":
-            return f"{name} was switched off by the configuration."
-        if step.status == "out of range":
-            return f"{name} does not apply to this range of token counts."
+        if step.status in _NOT_RUN:
+            return f"{name} {_NOT_RUN[step.status]}."
         if step.matches:
             return f"{name} left nothing out: it matched {len(step.matches)} place(s)."
         return f"{name} found nothing to match: the graph calls none of the ops it starts from."

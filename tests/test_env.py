@@ -77,14 +77,14 @@ def test_on_rocm_the_call_must_be_there(monkeypatch, attributes, usable, detail)
     module.__spec__ = importlib.util.spec_from_loader("aiter", loader=None)
     monkeypatch.setitem(sys.modules, "aiter", module)
     monkeypatch.setattr(torch.version, "hip", "7.0")
-    assert env.probe_aiter() == env.AiterProbe(usable, detail)
+    assert env.probe_aiter() == env.Availability(usable, detail)
 
 
 def test_on_rocm_a_failing_import_is_reported(monkeypatch, tmp_path):
     (tmp_path / "aiter.py").write_text("raise OSError('libhip.so')", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(torch.version, "hip", "7.0")
-    assert env.probe_aiter() == env.AiterProbe(False, "import failed: libhip.so")
+    assert env.probe_aiter() == env.Availability(False, "import failed: libhip.so")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from torch import fx
 
 from mlalab.compile import inductor
-from mlalab.compile.config import PassConfig
+from mlalab.compile.config import PassConfig, resolve
 from mlalab.compile.ranges import CompileRange
 from mlalab.errors import ConfigError
 from mlalab.passes.driver import PassDriver
@@ -32,10 +32,11 @@ class LabBackend:
     `backend.recorders` holds one recorder per graph.
 
     Args:
-        config: which passes are on.
+        config: which passes are on; what it leaves open, level O2 decides.
         mode: see the module docstring.
         passes: in the order they run.
         compile_range: token counts that the graph will serve; None means any.
+        decode_only: the graph will serve nothing but uniform decode batches.
         keep_graphs: keep a runnable copy of each step's graph, for checking.
     """
 
@@ -46,13 +47,15 @@ class LabBackend:
         mode: Mode = "display",
         passes: Sequence[Pass] = PIPELINE,
         compile_range: CompileRange | None = None,
+        decode_only: bool = False,
         keep_graphs: bool = True,
     ) -> None:
         if mode not in get_args(Mode):
             raise ConfigError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}.")
-        self.config = config or PassConfig()
+        self.config = resolve(config or PassConfig())
         self.mode, self.passes = mode, tuple(passes)
-        self.compile_range, self.keep_graphs = compile_range, keep_graphs
+        self.compile_range, self.decode_only = compile_range, decode_only
+        self.keep_graphs = keep_graphs
         self.recorders: list[Recorder] = []
         self._dynamo_inputs: list[Any] = []
         self._lowered_inputs: list[Any] = []
@@ -62,7 +65,11 @@ class LabBackend:
         recorder = Recorder(keep_graphs=self.keep_graphs)
         self.recorders.append(recorder)
         recorder.capture("dynamo", gm, "The layer as Python wrote it, one node per call.")
-        driver = PassDriver(self.passes, self.config, recorder, compile_range=self.compile_range)
+        driver = PassDriver(
+            *(self.passes, self.config, recorder),
+            compile_range=self.compile_range,
+            decode_only=self.decode_only,
+        )
 
         def inner(lowered: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Any:
             inductor.normalise_views(lowered)

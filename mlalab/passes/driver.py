@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from collections.abc import Sequence
 
 from torch import fx
@@ -12,7 +10,8 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from mlalab.compile.config import PassConfig
 from mlalab.compile.ranges import CompileRange
 from mlalab.errors import VerifyError
-from mlalab.passes.fusion import CleanUp, Fusion, Pass
+from mlalab.passes.fingerprint import fingerprint, source_of_mlalab
+from mlalab.passes.fusion import CleanUp, Pass
 from mlalab.recorder import Recorder, StepDraft
 from mlalab.records import StepKind, StepStatus
 
@@ -25,6 +24,7 @@ class PassDriver(CustomGraphPass):
         config: which of them are on.
         recorder: records a step for each.
         compile_range: token counts that the graph will serve; None means any.
+        decode_only: the graph will serve nothing but uniform decode batches.
         verify: check after each pass that the graph is well formed.
     """
 
@@ -35,17 +35,18 @@ class PassDriver(CustomGraphPass):
         recorder: Recorder,
         *,
         compile_range: CompileRange | None = None,
+        decode_only: bool = False,
         verify: bool = True,
     ) -> None:
         self.passes, self.config, self.recorder = tuple(passes), config, recorder
-        self.compile_range, self.verify = compile_range, verify
+        self.compile_range, self.decode_only, self.verify = compile_range, decode_only, verify
 
     def __call__(self, graph: fx.Graph) -> None:
         """Run every pass over `graph`, in place."""
         gm = graph.owning_module
         assert gm is not None
         for pass_ in self.passes:
-            kind: StepKind = "fusion" if isinstance(pass_, Fusion) else "cleanup"
+            kind: StepKind = "cleanup" if isinstance(pass_, CleanUp) else "fusion"
             with self.recorder.step(pass_.name, kind, gm) as draft:
                 self._run(pass_, graph, draft)
             if self.verify:
@@ -54,37 +55,37 @@ class PassDriver(CustomGraphPass):
     def _run(self, pass_: Pass, graph: fx.Graph, draft: StepDraft) -> None:
         draft.note = pass_.note
         # A clean-up that found nothing to clean is not worth a step; a fusion always is.
-        draft.keep_unchanged = isinstance(pass_, Fusion)
+        draft.keep_unchanged = not isinstance(pass_, CleanUp)
         draft.status = self._gate(pass_)
         if draft.status != "applied":
             return
         result = pass_.apply(graph)
         draft.matches, draft.refusals = result.matches, result.refusals
-        if isinstance(pass_, Fusion) and not result.matches:
+        if not isinstance(pass_, CleanUp) and not result.matches:
             draft.status = "refused" if result.refusals else "no match"
 
     def _gate(self, pass_: Pass) -> StepStatus:
-        if not self.config.enabled(pass_.flag):
+        if not self.config.enabled(pass_.flags):
             return "disabled"
-        limit, served = pass_.max_tokens, self.compile_range
+        if pass_.decode_only and not self.decode_only:
+            return "not decode only"
+        limit, served = self._limit(pass_), self.compile_range
         if limit is not None and (served is None or served.end > limit):
             return "out of range"
         return "applied"
 
+    def _limit(self, pass_: Pass) -> int | None:
+        limit = pass_.max_tokens
+        return getattr(self.config, limit) if isinstance(limit, str) else limit
+
     def uuid(self) -> str:
-        """Return what a compile cache must tell apart: passes with their source, config, range."""
-        parts = [repr(self.config), str(self.compile_range)]
-        for pass_ in self.passes:
-            parts += [pass_.name, str(pass_.flag), str(pass_.max_tokens)]
-            functions = (
-                [pass_.run]
-                if isinstance(pass_, CleanUp)
-                else [f for v in pass_.variants for f in (v.pattern, v.replacement)]
-            )
-            parts += [v.name for v in pass_.variants] if isinstance(pass_, Fusion) else []
-            modules = dict.fromkeys(inspect.getmodule(function) for function in functions)
-            parts += [inspect.getsource(module) for module in modules if module is not None]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        """Return what a compile cache must tell apart.
+
+        That is all of mlalab's source and torch's version, the passes with their parameters and
+        code, their order, the configuration, and what the graph is to serve.
+        """
+        served = (self.compile_range, self.decode_only)
+        return fingerprint(source_of_mlalab(), self.passes, self.config, served)
 
 
 def verify(graph: fx.Graph, pass_name: str) -> None:

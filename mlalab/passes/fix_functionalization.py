@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from mlalab.compile.config import FUSION_FLAGS
 from mlalab.graphs import (
     aten,
     erase_dead,
@@ -235,5 +236,6 @@ def fix_functionalization(graph: fx.Graph) -> PassResult:
 FixFunctionalizationPass = CleanUp(
     name="FixFunctionalizationPass",
     note="Functionalised ops write in place again; copies and scatters that undo are folded.",
+    flags=FUSION_FLAGS,
     run=fix_functionalization,
 )

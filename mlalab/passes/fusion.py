@@ -1,7 +1,8 @@
 """What a pass is: a small value that the driver runs.
 
-A `Fusion` holds patterns and replacements as neighbouring plain functions; a `CleanUp` holds one
-function over the graph. Neither times, orders, gates, checks or records anything: the driver does.
+A `Fusion` holds patterns and replacements as neighbouring plain functions; a `GraphFusion` or a
+`CleanUp` holds one function over the graph. None of them times, orders, gates, checks or records
+anything: the driver does.
 """
 
 from __future__ import annotations
@@ -43,28 +44,49 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fusion:
-    """A pattern-and-replacement pass.
+class Pass:
+    """What the driver must know of any pass.
 
     Args:
         name: the pass's name, as the seeds call it.
-        flag: the configuration flag that switches it.
+        note: one sentence on what it does.
+        flags: configuration flags; it runs when any of them is on, and always without any.
+        max_tokens: largest token count of a range that it may be applied to, as a number or as
+            the name of a number of `PassConfig`; None means any.
+        decode_only: only for graphs that serve nothing but uniform decode batches.
+        after: names of passes that must not come later than this one.
+        serves: kind of attention layer ("mla" or "gqa") of which each should match once.
+    """
+
+    name: str
+    note: str
+    flags: tuple[str, ...] = ()
+    max_tokens: int | str | None = None
+    decode_only: bool = False
+    after: tuple[str, ...] = ()
+    serves: str | None = None
+
+    def apply(self, graph: fx.Graph) -> PassResult:
+        """Rewrite `graph` in place."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fusion(Pass):
+    """A pattern-and-replacement pass.
+
+    Args:
         tensors: names of the pattern's tensor arguments, in order.
         wildcards: names of its string arguments: any string matches, one pattern serves all layers.
         anchor: the op whose remaining calls are reported as not matched; the first output of every
             pattern must be a call of it.
         variants: forms of the pattern, tried in order.
-        max_tokens: largest token count of a range that it may be applied to; None means any.
     """
 
-    name: str
-    note: str
-    flag: str
     tensors: tuple[str, ...]
     wildcards: tuple[str, ...]
     anchor: torch._ops.OpOverload
     variants: tuple[Variant, ...]
-    max_tokens: int | None = None
 
     def apply(self, graph: fx.Graph) -> PassResult:
         """Replace every match in `graph`, in place."""
@@ -74,18 +96,22 @@ class Fusion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CleanUp:
-    """A pass that is one function over the graph."""
+class GraphFusion(Pass):
+    """A fusion that no pattern can state, written as one function over the graph."""
 
-    name: str
-    note: str
     run: Callable[[fx.Graph], PassResult]
-    flag: str | None = None
-    max_tokens: int | None = None
 
     def apply(self, graph: fx.Graph) -> PassResult:
         """Rewrite `graph` in place."""
         return self.run(graph)
 
 
-Pass = Fusion | CleanUp
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CleanUp(Pass):
+    """A pass that tidies: nobody misses it where there was nothing to tidy."""
+
+    run: Callable[[fx.Graph], PassResult]
+
+    def apply(self, graph: fx.Graph) -> PassResult:
+        """Rewrite `graph` in place."""
+        return self.run(graph)

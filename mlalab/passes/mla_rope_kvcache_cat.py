@@ -196,7 +196,8 @@ def _variants(flat_key: bool) -> list[Variant]:
 MLARoPEKVCacheCatFusionPass = Fusion(
     name="MLARoPEKVCacheCatFusionPass",
     note="RoPE on query and key and the latent cache write become one op.",
-    flag="fuse_rope_kvcache_cat_mla",
+    flags=("fuse_rope_kvcache_cat_mla",),
+    serves="mla",
     tensors=("positions", "q_pe", "k_pe", "kv_c", "cos_sin_cache", "k_scale"),
     wildcards=("layer_name", "kv_cache_dtype"),
     anchor=ops.unified_mla_kv_cache_update.default,

@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from mlalab.compile.config import FUSION_FLAGS
 from mlalab.graphs import (
     SHAPE_ONLY,
     aten,
@@ -191,5 +192,5 @@ ScatterSplitReplacementPass = CleanUp(
     name="ScatterSplitReplacementPass",
     note="Readers of a scattered slice take the scattered value itself.",
     run=forward_scatters,
-    flag="fuse_rope_kvcache_cat_mla",
+    flags=FUSION_FLAGS,
 )

@@ -60,7 +60,7 @@ def test_a_pass_whose_flag_is_off_is_never_called():
         raise AssertionError("called")
 
     off = PassConfig(fuse_rope_kvcache_cat_mla=False)
-    passes = [cleanup("x", explode, flag="fuse_rope_kvcache_cat_mla")]
+    passes = [cleanup("x", explode, flags=("fuse_rope_kvcache_cat_mla",))]
     trace = record(build("tiny", tokens=1), config=off, passes=passes)
     assert "x" not in [s.name for s in trace]
 
@@ -111,7 +111,7 @@ def test_uuid_tells_the_parameters_of_one_pass_apart():
     changed = [
         dataclasses.replace(FUSION, max_tokens=8),
         dataclasses.replace(FUSION, variants=FUSION.variants[:1]),
-        dataclasses.replace(FUSION, flag=None),
+        dataclasses.replace(FUSION, flags=()),
     ]
     assert len({_uuid([FUSION]), *(_uuid([f]) for f in changed)}) == 4
 
