@@ -59,6 +59,10 @@ class PassConfig:
         """Return whether a pass with these flags runs; one without flags always does."""
         return not flags or any(getattr(self, flag) for flag in flags)
 
+    def limit(self, max_tokens: int | str | None) -> int | None:
+        """Return a pass's bound, which may be given as the name of a number here."""
+        return getattr(self, max_tokens) if isinstance(max_tokens, str) else max_tokens
+
 
 _MAY_BE_UNSET = ("aiter_qk_rope_kvcache_fusion_max_token_num",)
 NUMBERS = ("rope_kvcache_fusion_max_token_num", *_MAY_BE_UNSET)

@@ -237,5 +237,6 @@ FixFunctionalizationPass = CleanUp(
     name="FixFunctionalizationPass",
     note="Functionalised ops write in place again; copies and scatters that undo are folded.",
     flags=FUSION_FLAGS,
+    last=True,
     run=fix_functionalization,
 )

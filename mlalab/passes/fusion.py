@@ -55,6 +55,7 @@ class Pass:
             the name of a number of `PassConfig`; None means any.
         decode_only: only for graphs that serve nothing but uniform decode batches.
         after: names of passes that must not come later than this one.
+        last: no fusion may come after it.
         serves: kind of attention layer ("mla" or "gqa") of which each should match once.
     """
 
@@ -64,6 +65,7 @@ class Pass:
     max_tokens: int | str | None = None
     decode_only: bool = False
     after: tuple[str, ...] = ()
+    last: bool = False
     serves: str | None = None
 
     def apply(self, graph: fx.Graph) -> PassResult:

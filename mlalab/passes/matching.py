@@ -31,6 +31,7 @@ from mlalab.passes.explain import Miss, attempt, nearest_miss
 from mlalab.passes.fusion import Fusion, PassResult, Variant
 from mlalab.passes.placing import Place, place_of
 from mlalab.passes.tracing import dims, meaning
+from mlalab.passes.values import refresh
 from mlalab.recorder import watch
 from mlalab.records import MatchRecord
 
@@ -191,6 +192,7 @@ def replace(accepted: Accepted, graph: fx.Graph) -> MatchRecord:
         match.replace_with_graph(exact.replacement, accepted.arguments)
     created = [node for node in events.created if not node._erased]
     give_own_values(created)
+    refresh([*created, *(user for node in created for user in node.users)])
     inherit_origin(created, source=anchor)
     return MatchRecord(
         layer=str(match.kwargs.get("layer_name", "")),

@@ -10,6 +10,5 @@ from mlalab.passes.scatter_split import ScatterSplitReplacementPass
 PIPELINE: tuple[Pass, ...] = (
     ScatterSplitReplacementPass,
     MLARoPEKVCacheCatFusionPass,
-    # Last: a bare in-place op is a barrier that no pattern may match across.
     FixFunctionalizationPass,
 )

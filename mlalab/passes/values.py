@@ -178,19 +178,36 @@ def refresh(nodes: Iterable[fx.Node]) -> list[fx.Node]:
 def _can_recompute(node: fx.Node) -> bool:
     """Not what writes in place, and not what would make up a new size."""
     value = value_of(node)
-    if node.op != "call_function" or value is None or free_unbacked_symbols(value):
+    if node.op != "call_function" or value is None or makes_up_sizes(node):
         return False
     pure = isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.is_mutable
     return pure or is_view(node) or wrapped_op(node) is not None
 
 
+def makes_up_sizes(node: fx.Node) -> bool:
+    """Return whether a size of the result depends on data: it would be another each time."""
+    given = free_unbacked_symbols([value_of(x) for x in node.all_input_nodes])
+    return bool(free_unbacked_symbols(value_of(node)) - given)
+
+
 def lie_alike(a: Any, b: Any) -> bool:
     """Return whether two values have the same shapes, strides and offsets, storages apart."""
-    xs, ys = ([v for v in pytree.tree_leaves(x) if isinstance(v, Tensor)] for x in (a, b))
-    return len(xs) == len(ys) and all(
-        _alike(x, y) and same(*_lies(x, y)) for x, y in zip(xs, ys, strict=True)
+    return lie_alike_but_for_offset(a, b) and all(
+        same([x.storage_offset()], [y.storage_offset()]) for x, y in _tensor_pairs(a, b)
     )
 
 
-def _lies(*tensors: Tensor) -> list[tuple[Any, ...]]:
-    return [(t.storage_offset(), *t.stride()) for t in tensors]
+def lie_alike_but_for_offset(a: Any, b: Any) -> bool:
+    """Return whether two values have the same shapes and strides."""
+    pairs = _tensor_pairs(a, b)
+    return len({len(_tensors(x)) for x in (a, b)}) == 1 and all(
+        _alike(x, y) and same(x.stride(), y.stride()) for x, y in pairs
+    )
+
+
+def _tensor_pairs(a: Any, b: Any) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(_tensors(a), _tensors(b), strict=False))
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [v for v in pytree.tree_leaves(values) if isinstance(v, Tensor)]

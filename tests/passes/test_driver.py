@@ -100,11 +100,12 @@ def test_uuid_tells_passes_order_configuration_and_range_apart():
     others = [
         _uuid(PIPELINE[:2]),
         _uuid((*PIPELINE, PIPELINE[-1])),
-        _uuid(PIPELINE[::-1]),
+        _uuid([cleanup("a", len), cleanup("b", len)]),
+        _uuid([cleanup("b", len), cleanup("a", len)]),
         _uuid(config=PassConfig(fuse_rope_kvcache_cat_mla=False)),
         _uuid(served=CompileRange(1, 8)),
     ]
-    assert len({_uuid(), *others}) == 6
+    assert len({_uuid(), *others}) == 7
 
 
 def test_uuid_tells_the_parameters_of_one_pass_apart():

@@ -15,9 +15,9 @@ from torch._subclasses import FakeTensorMode
 
 from mlalab.compile.capture import LabBackend, Mode
 from mlalab.graphs import storage_key, value_of
-from mlalab.passes.driver import verify
 from mlalab.passes.fix_functionalization import FixFunctionalizationPass
 from mlalab.passes.fusion import CleanUp, Pass, PassResult
+from mlalab.passes.verifier import verify
 from mlalab.recorder import Recorder
 from mlalab.records import Refusal
 
