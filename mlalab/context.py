@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -29,12 +29,16 @@ class BatchMetadata:
         context_lens: tokens of each request that are in the cache already.
         num_decodes: how many of the first requests take the decode path.
         block_table: `[requests, max_blocks]` int, the cache blocks of each request.
+
+    `uniform_query_len` is the new tokens of every request when all of them decode and have equally
+    many; otherwise, and without any request, None.
     """
 
     query_lens: tuple[int, ...]
     context_lens: tuple[int, ...]
     num_decodes: int
     block_table: Tensor
+    uniform_query_len: int | None = field(init=False)
 
     def __post_init__(self) -> None:
         lengths = {len(self.query_lens), len(self.context_lens), self.block_table.size(0)}
@@ -48,6 +52,9 @@ class BatchMetadata:
             raise InputError(
                 f"num_decodes must lie in 0..{len(self.query_lens)}, got {self.num_decodes}."
             )
+        uniform = self.num_decodes == len(self.query_lens) and len({*self.query_lens}) == 1
+        length = self.query_lens[0] if uniform else None
+        object.__setattr__(self, "uniform_query_len", length)
 
     @property
     def seq_lens(self) -> tuple[int, ...]:
@@ -113,8 +120,25 @@ class AttentionLayer(Protocol):
     def kv_cache(self) -> PagedLatentCache:
         """The layer's paged cache."""
 
+    @property
+    def w_uk_NPL(self) -> Tensor:
+        """What absorbs the nope query."""
+
+    @property
+    def q_scale(self) -> Tensor:
+        """Scale of an FP8 query."""
+
+    def prepare_decode_query(self, q_TNH: Tensor) -> Tensor:
+        """Return the decode query, `[T, N, C]`."""
+        ...
+
     def attend(
-        self, q_TNH: Tensor, kv_c_TL: Tensor, k_pe_T1R: Tensor, metadata: BatchMetadata
+        self,
+        q_TNH: Tensor | None,
+        kv_c_TL: Tensor,
+        k_pe_T1R: Tensor | None,
+        metadata: BatchMetadata,
+        q_prepped_TNC: Tensor | None = None,
     ) -> Tensor:
         """Return attention of the batch, `[T, N, V]`."""
         ...

@@ -10,10 +10,17 @@ from typing import Any, Literal, get_args
 
 from mlalab.env import Availability, probe_aiter
 from mlalab.errors import ConfigError
+from mlalab_kernels.fused_absorb_qk_rope_concat_and_cache_mla.reference import (
+    fused_absorb_qk_rope_concat_and_cache_mla,
+)
+from mlalab_kernels.fused_qk_rope_concat_and_cache_mla.reference import (
+    fused_qk_rope_concat_and_cache_mla,
+)
 from mlalab_kernels.fused_rope_unified_mla_kv_cache_update.reference import (
     fused_rope_unified_mla_kv_cache_update,
 )
 from mlalab_kernels.mla_decode_attention.reference import mla_decode_attention
+from mlalab_kernels.mla_decode_q_prep.reference import mla_decode_q_prep
 from mlalab_kernels.mla_prefill_attention.reference import mla_prefill_attention
 from mlalab_kernels.rotary_embedding.reference import rotary_embedding
 from mlalab_kernels.unified_mla_kv_cache_update.reference import unified_mla_kv_cache_update
@@ -23,8 +30,11 @@ Provider = Literal["auto", "aiter", "triton", "reference"]
 _TABLE: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     function.__name__: {"reference": function}
     for function in (
+        fused_absorb_qk_rope_concat_and_cache_mla,
+        fused_qk_rope_concat_and_cache_mla,
         fused_rope_unified_mla_kv_cache_update,
         mla_decode_attention,
+        mla_decode_q_prep,
         mla_prefill_attention,
         rotary_embedding,
         unified_mla_kv_cache_update,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mlalab.checking import Replay
 from mlalab.compile.capture import LabBackend, Mode
-from mlalab.compile.config import PassConfig, config_of
+from mlalab.compile.config import PassConfig, resolve
 from mlalab.compile.ranges import CompileRange
 from mlalab.context import BatchMetadata
 from mlalab.errors import ConfigError
@@ -31,6 +31,8 @@ def trace(
     metadata: BatchMetadata | None = None,
     slot_mapping: Tensor | None = None,
     level: str = "O2",
+    config: PassConfig | None = None,
+    decode_only: bool | None = None,
     passes: Sequence[Pass] = PIPELINE,
     mode: Mode = "display",
     dynamic: bool = False,
@@ -40,13 +42,14 @@ def trace(
     Args:
         model: a preset's name, a Hugging Face directory, a shape, or a layer.
         tokens, num_layers, options, metadata, slot_mapping: see `mlalab.workbench.build`.
-        level, passes, mode, dynamic: see `record`.
+        level: decides the flags that `config` leaves open.
+        config, decode_only, passes, mode, dynamic: see `record`.
 
     Raises:
         ConfigError, CheckpointError: the model or an option cannot be used.
     """
     # Refused before seconds are spent on building.
-    config = config_of(level)
+    config = resolve(config or PassConfig(), level)
     bench = build(
         model,
         tokens=tokens,
@@ -56,7 +59,14 @@ def trace(
         slot_mapping=slot_mapping,
     )
     name = str(model) if isinstance(model, (str, Path)) else type(model).__name__
-    result = record(bench, name, config=config, passes=passes, mode=mode, dynamic=dynamic)
+    result = record(
+        *(bench, name),
+        config=config,
+        decode_only=decode_only,
+        passes=passes,
+        mode=mode,
+        dynamic=dynamic,
+    )
     result.meta["level"] = level
     return result
 
@@ -66,6 +76,7 @@ def record(
     name: str = "model",
     *,
     config: PassConfig | None = None,
+    decode_only: bool | None = None,
     passes: Sequence[Pass] = PIPELINE,
     mode: Mode = "display",
     dynamic: bool = False,
@@ -75,18 +86,23 @@ def record(
 
     Args:
         name: shown in the trace's title.
-        config: which passes are on; defaults to all.
+        config: which passes are on; what it leaves open, level O2 decides.
+        decode_only: the graph will serve nothing but uniform decode batches; by default, whether
+            the bench's batch is one.
         passes: in the order they run.
         mode: "display" interprets the final graph; "inductor" generates code.
         dynamic: leave the token count symbolic, so that one graph serves all.
         keep_graphs: keep each step's graph so that `Trace.check` can run it.
     """
     count = bench.metadata.num_tokens
+    if decode_only is None:
+        decode_only = bench.metadata.uniform_query_len is not None
     backend = LabBackend(
         config,
         mode=mode,
         passes=passes,
         compile_range=None if dynamic else CompileRange(count, count),
+        decode_only=decode_only,
         keep_graphs=keep_graphs,
     )
     torch._dynamo.reset()

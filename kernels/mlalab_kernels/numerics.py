@@ -43,6 +43,11 @@ def gather_cos_sin(cos_sin_cache_MR: Tensor, positions_T: Tensor) -> tuple[Tenso
     return cos_TH, sin_TH
 
 
+def absorb(q_nope_TNP: Tensor, w_uk_NPL: Tensor) -> Tensor:
+    """Return `q_nope · W_UK` per head, `[T, N, L]`, rounded to the activation dtype."""
+    return torch.bmm(q_nope_TNP.transpose(0, 1), w_uk_NPL).transpose(0, 1)
+
+
 def quantize(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Convert to an FP8 `dtype` as value × (1/scale), saturating, NaN kept; other dtypes: a cast.
 

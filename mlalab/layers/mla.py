@@ -21,7 +21,7 @@ from mlalab.kernels import pick
 from mlalab.rope import ROPE_CLASSES, softmax_scale
 from mlalab.shapes import MLAShape
 from mlalab_kernels.mla_decode_attention.reference import gather_rows
-from mlalab_kernels.numerics import dequantize, quantize
+from mlalab_kernels.numerics import dequantize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,38 +168,54 @@ class MLAAttention(nn.Module):
         return self._w_kv_b[:, self.shape.qk_nope_head_dim :]
 
     def prepare_decode_query(self, q_TNH: Tensor) -> Tensor:
-        """Return `[q_nope · W_UK | q_pe]`, `[T, N, C]`, in FP8 when the cache is.
-
-        Staged rounding: the product rounds to the activation dtype before it is quantised.
-        """
-        q_nope, q_pe = q_TNH.split([self.shape.qk_nope_head_dim, self.shape.qk_rope_head_dim], -1)
-        absorbed = torch.bmm(q_nope.transpose(0, 1), self.w_uk_NPL).transpose(0, 1)
-        q_TNC = torch.cat((absorbed, q_pe), dim=-1)
-        return quantize(q_TNC, self.q_scale, self.kv_cache.typed_dtype)
+        """Return `[q_nope · W_UK | q_pe]`, `[T, N, C]`, in FP8 when the cache is."""
+        return pick("mla_decode_q_prep")(
+            q_TNH, self.w_uk_NPL, self.q_scale, self.kv_cache.typed_dtype
+        )
 
     def attend(
-        self, q_TNH: Tensor, kv_c_TL: Tensor, k_pe_T1R: Tensor, metadata: BatchMetadata
+        self,
+        q_TNH: Tensor | None,
+        kv_c_TL: Tensor,
+        k_pe_T1R: Tensor | None,
+        metadata: BatchMetadata,
+        q_prepped_TNC: Tensor | None = None,
     ) -> Tensor:
-        """Return attention of the batch, `[T, N, V]`: decode rows first, then prefill requests."""
+        """Return attention of the batch, `[T, N, V]`: decode rows first, then prefill requests.
+
+        Args:
+            q_TNH, k_pe_T1R: may be None when no request is prefilled and `q_prepped_TNC` is given.
+            q_prepped_TNC: what `prepare_decode_query` returns for the batch; saves doing it here.
+        """
         decode_rows = metadata.num_decode_tokens
-        parts = [self._attend_decode(q_TNH[:decode_rows], metadata)]
+        query_TNC = self._decode_query(q_TNH, q_prepped_TNC, decode_rows)
+        parts = [self._attend_decode(query_TNC, metadata)]
         start = decode_rows
         for request in range(metadata.num_decodes, len(metadata.query_lens)):
+            assert q_TNH is not None and k_pe_T1R is not None
             own = slice(start, start + metadata.query_lens[request])
             new = (kv_c_TL[own], k_pe_T1R[own].squeeze(1))
             parts.append(self._attend_prefill(q_TNH[own], *new, metadata, request))
             start = own.stop
         return torch.cat(parts)
 
-    def _attend_decode(self, q_TNH: Tensor, metadata: BatchMetadata) -> Tensor:
+    def _decode_query(
+        self, q_TNH: Tensor | None, q_prepped_TNC: Tensor | None, rows: int
+    ) -> Tensor:
+        if q_prepped_TNC is not None:
+            return q_prepped_TNC[:rows]
+        assert q_TNH is not None
+        return self.prepare_decode_query(q_TNH[:rows])
+
+    def _attend_decode(self, q_TNC: Tensor, metadata: BatchMetadata) -> Tensor:
         requests = slice(metadata.num_decodes)
         latent_TNL, _ = pick("mla_decode_attention")(
-            *(self.prepare_decode_query(q_TNH), self.kv_cache.typed_BKC),
+            *(q_TNC, self.kv_cache.typed_BKC),
             *(metadata.block_table[requests], metadata.query_lens[requests]),
             *(metadata.seq_lens[requests], self.softmax_scale, self.shape.kv_lora_rank),
             *(self.q_scale, self.k_scale),
         )
-        latent_NTL = latent_TNL.to(q_TNH.dtype).transpose(0, 1)
+        latent_NTL = latent_TNL.to(self.w_uv_NVL.dtype).transpose(0, 1)
         return torch.bmm(latent_NTL, self.w_uv_NVL.transpose(1, 2)).transpose(0, 1)
 
     def _attend_prefill(

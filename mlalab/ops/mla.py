@@ -13,6 +13,7 @@ from mlalab.cache import PagedLatentCache
 from mlalab.context import ForwardContext, current_context, optional_context
 from mlalab.errors import InputError
 from mlalab.kernels import pick
+from mlalab.ops.checks import check_positions, check_rows, check_slots
 
 
 def rotary_embedding(
@@ -26,7 +27,7 @@ def rotary_embedding(
     """Rotate query and key in place; see the kernel's reference for shapes."""
     context = optional_context()
     if context is not None and context.checked:
-        _check_positions(positions, cos_sin_cache.size(0))
+        check_positions(positions, cos_sin_cache.size(0))
     pick("rotary_embedding")(positions, query, key, head_size, cos_sin_cache, is_neox)
 
 
@@ -53,7 +54,7 @@ def unified_mla_kv_cache_update(
     """
     context = current_context()
     if context.slot_mapping is not None:
-        cache = _cache_of(context, layer_name, kv_cache_dtype, kv_c.size(0))
+        cache = cache_of(context, layer_name, kv_cache_dtype, kv_c.size(0))
         kernel = pick("unified_mla_kv_cache_update")
         kernel(kv_c, k_pe, cache.rows_SC, context.slot_mapping, k_scale)
     return kv_c.new_empty(0)
@@ -67,45 +68,53 @@ def unified_mla_kv_cache_update_fake(
 
 
 def unified_mla_attention_with_output(
-    q: Tensor,
+    q: Tensor | None,
     kv_c: Tensor,
-    k_pe: Tensor,
+    k_pe: Tensor | None,
     output: Tensor,
     layer_name: str,
     kv_cache_dummy_dep: Tensor | None = None,
+    q_prepped: Tensor | None = None,
 ) -> None:
     """Attend, prefill rows as MHA and decode rows as absorbed MQA, into `output`.
 
     Rows that belong to no request (padding), and all rows of a profile run, become zero.
 
     Args:
-        q: `[T, N, P + R]`, rotated.
-        kv_c: `[T, L]`; k_pe: `[T, 1, R]`, rotated.
+        q: `[T, N, P + R]`, rotated; None in a graph for uniform decode batches only.
+        kv_c: `[T, L]`; k_pe: `[T, 1, R]`, rotated, or None as `q`.
         output: `[T, N · V]`, written in place.
+        q_prepped: `[T, N, L + R]`, what `mla_decode_q_prep` returns: decode rows attend with it.
+
+    Raises:
+        InputError: metadata of another batch, or a prefill request without `q` or `k_pe`.
     """
     context = current_context()
-    if context.metadata is None:
+    metadata = context.metadata
+    if metadata is None:
         output.zero_()
         return
-    used = context.metadata.num_tokens
-    if used > q.size(0):
+    used = metadata.num_tokens
+    check_rows(used, output.size(0), layer_name)
+    only_decodes = metadata.num_decodes == len(metadata.query_lens)
+    if (q is None or k_pe is None) and not (only_decodes and q_prepped is not None):
         raise InputError(
-            f"The batch metadata names {used} tokens and layer {layer_name!r} got {q.size(0)} "
-            f"rows; pass the metadata of this very batch."
+            f"Layer {layer_name!r} got this batch without q or k_pe: its graph serves uniform "
+            f"decode batches only; run other batches in a graph compiled with decode_only=False."
         )
-    layer = context.layer(layer_name)
-    attended = layer.attend(q[:used], kv_c[:used], k_pe[:used], context.metadata)
+    attended = context.layer(layer_name).attend(q, kv_c, k_pe, metadata, q_prepped)
     output[:used].copy_(attended.flatten(1))
     output[used:].zero_()
 
 
 def unified_mla_attention_with_output_fake(
-    q: Tensor,
+    q: Tensor | None,
     kv_c: Tensor,
-    k_pe: Tensor,
+    k_pe: Tensor | None,
     output: Tensor,
     layer_name: str,
     kv_cache_dummy_dep: Tensor | None = None,
+    q_prepped: Tensor | None = None,
 ) -> None:
     """Write in place only: no result."""
 
@@ -142,9 +151,9 @@ def fused_rope_unified_mla_kv_cache_update(
     context = current_context()
     rows = None
     if context.slot_mapping is not None:
-        rows = _cache_of(context, layer_name, kv_cache_dtype, kv_c.size(0)).rows_SC
+        rows = cache_of(context, layer_name, kv_cache_dtype, kv_c.size(0)).rows_SC
     if context.checked:
-        _check_positions(positions, cos_sin_cache.size(0))
+        check_positions(positions, cos_sin_cache.size(0))
     pick("fused_rope_unified_mla_kv_cache_update")(
         *(positions, q_pe, k_pe, kv_c, cos_sin_cache, is_neox),
         *(rows, context.slot_mapping, kv_cache_scale, rope_in_fp32),
@@ -168,7 +177,7 @@ def fused_rope_unified_mla_kv_cache_update_fake(
     return kv_c.new_empty(0)
 
 
-def _cache_of(
+def cache_of(
     context: ForwardContext, layer_name: str, kv_cache_dtype: str, num_tokens: int
 ) -> PagedLatentCache:
     """Return the layer's cache, once it is known that this step may write it."""
@@ -178,24 +187,5 @@ def _cache_of(
             f"Layer {layer_name!r} has a cache of kv_cache_dtype {cache.kv_cache_dtype!r}, the op "
             f"was called with {kv_cache_dtype!r}."
         )
-    slots, num_slots = context.slot_mapping, cache.num_slots
-    assert slots is not None
-    if slots.size(0) > num_tokens:
-        raise InputError(
-            f"The slot mapping names {slots.size(0)} tokens but the batch has {num_tokens}; "
-            f"it may be shorter than the batch, never longer."
-        )
-    if context.checked and slots.numel() and int(slots.max()) >= num_slots:
-        raise InputError(
-            f"Slot {int(slots.max())} lies outside the cache of {num_slots} slots; "
-            f"allocate more blocks, or use -1 for padding."
-        )
+    check_slots(context, cache, num_tokens)
     return cache
-
-
-def _check_positions(positions: Tensor, num_rows: int) -> None:
-    if positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < num_rows:
-        raise InputError(
-            f"Positions {int(positions.min())}..{int(positions.max())} do not fit the rope table "
-            f"of {num_rows} rows; raise max_position_embeddings."
-        )

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mlalab.ops import mla
+from mlalab.ops import mla, mla_decode
 
 _LIBRARY = torch.library.Library("mlalab", "DEF")
 
@@ -23,10 +23,16 @@ class Op:
 
     @property
     def name(self) -> str:
-        """The op's name in `torch.ops.mlalab`."""
+        """The op's name in `torch.ops.mlalab`, with its overload's where that has one."""
         return self.schema.split("(", 1)[0]
 
 
+_AITER = "fused_aiter_qk_rope_kvcache_q_concat_quant_mla"
+_AITER_ARGUMENTS = (
+    "Tensor q_nope, Tensor q_pe, Tensor k_pe, Tensor kv_c, Tensor positions, "
+    "Tensor cos_sin_cache, bool is_neox, str kv_cache_dtype, Tensor k_scale, str layer_name, "
+    "bool rope_in_fp32=True"
+)
 OPS: tuple[Op, ...] = (
     Op(
         "rotary_embedding(Tensor positions, Tensor(a!) query, Tensor(b!)? key, int head_size, "
@@ -41,8 +47,9 @@ OPS: tuple[Op, ...] = (
         mla.unified_mla_kv_cache_update_fake,
     ),
     Op(
-        "unified_mla_attention_with_output(Tensor q, Tensor kv_c, Tensor k_pe, "
-        "Tensor(a!) output, str layer_name, Tensor? kv_cache_dummy_dep=None) -> ()",
+        "unified_mla_attention_with_output(Tensor? q, Tensor kv_c, Tensor? k_pe, "
+        "Tensor(a!) output, str layer_name, Tensor? kv_cache_dummy_dep=None, "
+        "Tensor? q_prepped=None) -> ()",
         mla.unified_mla_attention_with_output,
         mla.unified_mla_attention_with_output_fake,
     ),
@@ -52,6 +59,21 @@ OPS: tuple[Op, ...] = (
         "Tensor kv_cache_scale, str layer_name, bool rope_in_fp32=True) -> Tensor",
         mla.fused_rope_unified_mla_kv_cache_update,
         mla.fused_rope_unified_mla_kv_cache_update_fake,
+    ),
+    Op(
+        "mla_decode_q_prep(Tensor q, str layer_name) -> Tensor",
+        mla_decode.mla_decode_q_prep,
+        mla_decode.mla_decode_q_prep_fake,
+    ),
+    Op(
+        f"{_AITER}({_AITER_ARGUMENTS}) -> Tensor",
+        mla_decode.fused_aiter_qk_rope_kvcache_q_concat_quant_mla,
+        mla_decode.fused_aiter_qk_rope_kvcache_q_concat_quant_mla_fake,
+    ),
+    Op(
+        f"{_AITER}.rotated({_AITER_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+        mla_decode.fused_aiter_qk_rope_kvcache_q_concat_quant_mla_rotated,
+        mla_decode.fused_aiter_qk_rope_kvcache_q_concat_quant_mla_rotated_fake,
     ),
 )
 

@@ -13,6 +13,7 @@ from mlalab.shapes import preset
 
 NAME = "model.layers.3.self_attn"
 SHAPE = preset("tiny", num_heads=3)
+AITER = "fused_aiter_qk_rope_kvcache_q_concat_quant_mla"
 BLOCK_SIZE, NUM_BLOCKS = 16, 5
 NUM_SLOTS = BLOCK_SIZE * NUM_BLOCKS
 PATTERN = 0x55
@@ -69,6 +70,12 @@ def arguments_of(
             **{"cos_sin_cache": table, "is_neox": False, "kv_cache_dtype": kv_cache_dtype},
             **{"kv_cache_scale": layer.k_scale, "layer_name": NAME, "rope_in_fp32": True},
         },
+    }
+    every["mla_decode_q_prep"] = {"q": q, "layer_name": NAME}
+    every[AITER] = every[f"{AITER}.rotated"] = {
+        **{"q_nope": q[..., : SHAPE.qk_nope_head_dim], "q_pe": q_pe, "k_pe": k_pe, "kv_c": kv_c},
+        **{"positions": positions, "cos_sin_cache": table, "is_neox": False},
+        **{"kv_cache_dtype": kv_cache_dtype, "k_scale": layer.k_scale, "layer_name": NAME},
     }
     return every[op]
 

@@ -1,0 +1,1 @@
+"""The whole decode preparation: absorption, RoPE, cache write, query."""

@@ -1,0 +1,1 @@
+"""AITER's fused RoPE, latent cache write and query concatenation."""

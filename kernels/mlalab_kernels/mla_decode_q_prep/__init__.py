@@ -1,0 +1,1 @@
+"""Preparation of the decode query: absorbed, joined, quantised."""
