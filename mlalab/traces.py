@@ -158,7 +158,7 @@ class Trace:
 
         page = trace_html(self.title, self.steps, self.meta)
         if path is not None:
-            _write(Path(path), page)
+            write_whole(Path(path), page)
         return page
 
     def save(self, path: str | Path) -> None:
@@ -170,7 +170,7 @@ class Trace:
             "meta": self.meta,
             "steps": [dataclasses.asdict(step) for step in self.steps],
         }
-        _write(Path(path), json.dumps(document, indent=1) + "\n")
+        write_whole(Path(path), json.dumps(document, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
@@ -196,8 +196,12 @@ class Trace:
         return self.figure()._repr_mimebundle_()
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a whole file or none: a full disk must not leave half a trace behind."""
+def write_whole(path: Path, text: str) -> None:
+    """Write a whole file or none: a full disk must not leave half a trace behind.
+
+    Raises:
+        TraceError: it cannot be written.
+    """
     part = path.with_name(path.name + ".part")
     try:
         part.write_text(text, encoding="utf-8")
@@ -208,7 +212,8 @@ def _write(path: Path, text: str) -> None:
         raise TraceError(f"Cannot write {path}: {error.strerror}.") from error
 
 
-def _tuples(record: Mapping[str, Any]) -> dict[str, Any]:
+def tuples(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn the lists that JSON made of tuples back."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
 
 
@@ -216,9 +221,9 @@ def _step(record: Mapping[str, Any]) -> StepRecord:
     check = record["check"]
     return StepRecord(
         **{
-            **_tuples(record),
-            "nodes": tuple(NodeRecord(**_tuples(n)) for n in record["nodes"]),
-            "matches": tuple(MatchRecord(**_tuples(m)) for m in record["matches"]),
+            **tuples(record),
+            "nodes": tuple(NodeRecord(**tuples(n)) for n in record["nodes"]),
+            "matches": tuple(MatchRecord(**tuples(m)) for m in record["matches"]),
             "refusals": tuple(Refusal(**r) for r in record["refusals"]),
             "check": check and CheckRecord(diffs=tuple(TensorDiff(**d) for d in check["diffs"])),
         }

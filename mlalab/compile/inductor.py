@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -15,6 +16,7 @@ from torch import fx
 from torch._functorch.aot_autograd import make_boxed_func
 from torch._inductor import compile_fx as inductor
 from torch._inductor.fx_passes import post_grad
+from torch._inductor.runtime.runtime_utils import cache_dir
 from torch._inductor.virtualized import V
 from torch.fx.passes.graph_transform_observer import GraphTransformObserver
 
@@ -25,20 +27,26 @@ CUSTOM_PASS_STAGE = "post_grad_custom_post_pass"
 
 
 @contextlib.contextmanager
-def configured(driver: PassDriver) -> Iterator[None]:
-    """Set what compiling under `driver` needs: its hook, v1 functionalisation, no graph cache.
+def configured(driver: PassDriver, *, cache: bool = False) -> Iterator[None]:
+    """Set what compiling under `driver` needs: its hook and v1 functionalisation.
 
-    With a warm cache Inductor would skip the passes, and nothing would be recorded.
+    With `cache` torch may take the whole result from its compile cache, which is keyed by the
+    driver's uuid; then no pass runs, and nothing can be recorded.
     """
     with (
         torch._inductor.config.patch(
             enable_auto_functionalized_v2=False,
-            fx_graph_cache=False,
+            fx_graph_cache=cache,
             post_grad_custom_post_pass=driver,
         ),
-        torch._functorch.config.patch(enable_autograd_cache=False),
+        torch._functorch.config.patch(enable_autograd_cache=cache),
     ):
         yield
+
+
+def cache_folder() -> Path:
+    """Return the folder of Inductor's compile cache."""
+    return Path(cache_dir())
 
 
 @contextlib.contextmanager
@@ -84,10 +92,17 @@ def run_post_grad(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable
 
 
 def compile_with(
-    gm: fx.GraphModule, example_inputs: Sequence[Any], inner: Callable[..., Any]
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    inner: Callable[..., Any] = inductor.compile_fx_inner,
 ) -> Callable[..., Any]:
     """Lower a Dynamo graph through AOTAutograd; `inner(gm, inputs, ...)` compiles the result."""
     return inductor.compile_fx(gm, example_inputs, inner_compile=inner)
+
+
+def interpret(gm: fx.GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
+    """Stand in for Inductor's inner compiler: run the passes and interpret the result."""
+    return run_post_grad(gm, example_inputs)
 
 
 def generate_code(gm: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Callable[..., Any]:

@@ -34,7 +34,7 @@ class PassOutcome:
 class PassDriver(CustomGraphPass):
     """Runs passes in order over a post-grad graph; Inductor calls it as its custom pass.
 
-    After a run `outcomes` holds what became of each pass.
+    After a run `outcomes` holds what became of each pass; None before one.
 
     Args:
         passes: in the order they run.
@@ -64,7 +64,7 @@ class PassDriver(CustomGraphPass):
         self.passes, self.config, self.recorder = tuple(passes), config, recorder
         self.compile_range, self.decode_only, self.verify = compile_range, decode_only, verify
         self.salt = salt
-        self.outcomes: tuple[PassOutcome, ...] = ()
+        self.outcomes: tuple[PassOutcome, ...] | None = None
 
     def __call__(self, graph: fx.Graph) -> None:
         """Run every pass over `graph`, in place."""

@@ -1,0 +1,172 @@
+"""A compiled model: one graph per kind of batch and range of token counts.
+
+The model is traced once for each kind of batch, with a token count that nothing is assumed of (not
+even that it is more than one), and compiled for a range, or an exact size, when a batch first needs
+it. Graphs with decode-only fusions serve uniform decode batches, by the predicate that CUDA graphs
+use and not by size alone; every other batch gets the general graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mlalab.compile.entries import Entry, compile_entry
+from mlalab.compile.faces import Face
+from mlalab.compile.ranges import CompileRange
+from mlalab.compile.report import Report, report_of, warn_of_misses
+from mlalab.compile.settings import CompileConfig
+from mlalab.context import ForwardContext, current_context, forward_context
+from mlalab.errors import InputError
+from mlalab.passes.driver import PassDriver
+from mlalab.passes.fusion import Pass
+from mlalab.passes.pipeline import PIPELINE
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class GraphKey:
+    """What a graph serves."""
+
+    decode_only: bool
+    served: CompileRange
+
+    def __str__(self) -> str:
+        return f"{'decode' if self.decode_only else 'general'} {self.served}"
+
+
+class CompiledModel:
+    """A model compiled with mlalab's passes; call it inside a forward context like the model.
+
+    Weights may be changed in place. After a parameter was replaced, or the model moved, `reset`
+    it: what was compiled holds on to the old ones.
+
+    Args:
+        module: called as `module(positions, hidden_TD)`.
+        config: level, passes and limits.
+        passes: in the order they run.
+
+    Raises:
+        ConfigError: a flag, number or order of passes that cannot be used.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        config: CompileConfig = CompileConfig(),
+        passes: Sequence[Pass] = PIPELINE,
+    ) -> None:
+        self.module, self.config = module, config
+        self.layers = [m for m in module.modules() if hasattr(m, "layer_name")]
+        kinds = {getattr(layer, "kind", None) for layer in self.layers}
+        self.passes = tuple(passes)
+        self.decided = config.passes_of(
+            rope_custom_op=any(layer.options.rope_custom_op for layer in self.layers)
+        )
+        # A pass for layers that the model does not have must not cut its ranges.
+        useful = [p for p in passes if p.serves is None or p.serves in kinds]
+        self.ranges = config.ranges(self.decided, useful)
+        self._driver(GraphKey(False, self.ranges[0]))
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every graph; the next call traces and compiles again."""
+        self.entries: dict[GraphKey, Entry] = {}
+        self._faces = {kind: Face(self.module, kind) for kind in (False, True)}
+        self._chosen: dict[tuple[bool, int], Entry] = {}
+
+    def __call__(self, positions: Tensor, hidden_TD: Tensor) -> Any:
+        """Run the graph for this batch.
+
+        Raises:
+            InputError: more tokens than the last range holds.
+            ContextError: no forward context is open.
+        """
+        metadata = current_context().metadata
+        decode = (
+            metadata is not None and metadata.uniform_query_len == self.config.decode_query_len
+        )
+        entry = self._chosen.get((decode, positions.size(0)))
+        if entry is None:
+            entry = self._choose(decode, positions, hidden_TD)
+        return self._faces[decode].call(entry, positions, hidden_TD)
+
+    def key_for(self, num_tokens: int, *, decode: bool) -> GraphKey:
+        """Return which graph serves a batch of `num_tokens` rows.
+
+        Args:
+            decode: it is a uniform decode batch.
+
+        Raises:
+            InputError: more tokens than the last range holds.
+        """
+        if num_tokens in self.config.compile_sizes:
+            served = CompileRange(num_tokens, num_tokens)
+        else:
+            served = self._range_of(num_tokens)
+        return GraphKey(decode and self._has_own_decode_graph(served), served)
+
+    def _range_of(self, num_tokens: int) -> CompileRange:
+        for served in self.ranges:
+            if num_tokens <= served.end:
+                return served
+        raise InputError(
+            f"A batch of {num_tokens} tokens is outside all compile ranges, which end at "
+            f"{self.ranges[-1].end}; raise max_num_batched_tokens or split the batch."
+        )
+
+    def _has_own_decode_graph(self, served: CompileRange) -> bool:
+        driver = self._driver(GraphKey(True, served))
+        in_passes = any(p.decode_only and driver.gate(p) == "applied" for p in self.passes)
+        return in_passes or any(layer.options.fusion == "layer" for layer in self.layers)
+
+    def _driver(self, key: GraphKey) -> PassDriver:
+        return PassDriver(
+            *(self.passes, self.decided),
+            compile_range=key.served,
+            decode_only=key.decode_only,
+            verify=self.config.verify,
+            # Fake implementations look layers up by name, so a graph depends on them.
+            salt=[(x.layer_name, type(x).__qualname__, x.shape, x.options) for x in self.layers],
+        )
+
+    def _choose(self, decode: bool, positions: Tensor, hidden_TD: Tensor) -> Entry:
+        num_tokens = positions.size(0)
+        key = self.key_for(num_tokens, decode=decode)
+        if key not in self.entries:
+            self.entries[key] = self._compile(key, positions, hidden_TD)
+            warn_of_misses(str(key), self.entries[key].outcomes, self.passes, self.layers)
+        self._chosen[decode, num_tokens] = self.entries[key]
+        return self.entries[key]
+
+    def _compile(self, key: GraphKey, positions: Tensor, hidden_TD: Tensor) -> Entry:
+        face = self._faces[key.decode_only]
+        gm, fakes = face.traced(positions, hidden_TD)
+        exact = key.served.start == key.served.end
+        inputs = face.flat(positions, hidden_TD) if exact else fakes
+        driver = self._driver(key)
+        return compile_entry(gm, inputs, driver, self.config.mode, self.config.cache)
+
+    def warm_up(self) -> None:
+        """Compile every graph now, in profile runs: no cache is written."""
+        layer = self.layers[0]
+        sizes = [*self.config.compile_sizes, *(served.end for served in self.ranges)]
+        context = ForwardContext(layers={x.layer_name: x for x in self.layers}, checked=False)
+        with torch.no_grad(), forward_context(context):
+            for num_tokens in sizes:
+                hidden = torch.zeros(
+                    (num_tokens, layer.shape.hidden_size),
+                    dtype=layer.options.dtype,
+                    device=layer.options.device,
+                )
+                positions = torch.zeros(num_tokens, dtype=torch.int64, device=hidden.device)
+                for decode in (False, True):
+                    self._choose(decode, positions, hidden)
+
+    def report(self) -> Report:
+        """Return, for every graph and pass that was asked for, what matched and what did not."""
+        graphs = {str(key): self.entries[key].outcomes for key in sorted(self.entries)}
+        return report_of(graphs, self.passes, self.decided, self.layers, self.ranges)
