@@ -10,12 +10,17 @@ from typing import Any, Literal, get_args
 
 from mlalab.env import Availability, probe_aiter
 from mlalab.errors import ConfigError
+from mlalab_kernels.fused_rope_and_unified_kv_cache_update.reference import (
+    fused_rope_and_unified_kv_cache_update,
+)
 from mlalab_kernels.fused_rope_unified_mla_kv_cache_update.reference import (
     fused_rope_unified_mla_kv_cache_update,
 )
 from mlalab_kernels.mla_decode_attention.reference import mla_decode_attention
 from mlalab_kernels.mla_prefill_attention.reference import mla_prefill_attention
+from mlalab_kernels.paged_attention.reference import paged_attention
 from mlalab_kernels.rotary_embedding.reference import rotary_embedding
+from mlalab_kernels.unified_kv_cache_update.reference import unified_kv_cache_update
 from mlalab_kernels.unified_mla_kv_cache_update.reference import unified_mla_kv_cache_update
 
 Provider = Literal["auto", "aiter", "triton", "reference"]
@@ -23,10 +28,13 @@ Provider = Literal["auto", "aiter", "triton", "reference"]
 _TABLE: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     function.__name__: {"reference": function}
     for function in (
+        fused_rope_and_unified_kv_cache_update,
         fused_rope_unified_mla_kv_cache_update,
         mla_decode_attention,
         mla_prefill_attention,
+        paged_attention,
         rotary_embedding,
+        unified_kv_cache_update,
         unified_mla_kv_cache_update,
     )
 }
