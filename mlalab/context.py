@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from mlalab.cache import PagedLatentCache, slots_of
+from mlalab.cache import PagedCache, slots_of
 from mlalab.errors import ContextError, InputError
 
 
@@ -107,17 +107,13 @@ def make_batch(
 
 
 class AttentionLayer(Protocol):
-    """What the ops need of a layer."""
+    """What every kind of layer has; the ops of a kind know the rest."""
+
+    kind: str
 
     @property
-    def kv_cache(self) -> PagedLatentCache:
+    def kv_cache(self) -> PagedCache:
         """The layer's paged cache."""
-
-    def attend(
-        self, q_TNH: Tensor, kv_c_TL: Tensor, k_pe_T1R: Tensor, metadata: BatchMetadata
-    ) -> Tensor:
-        """Return attention of the batch, `[T, N, V]`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,13 +130,19 @@ class ForwardContext:
     slot_mapping: Tensor | None = None
     checked: bool = True
 
-    def layer(self, name: str) -> AttentionLayer:
-        """Return the layer called `name`."""
+    def layer(self, name: str, kind: str = "mla") -> Any:
+        """Return the layer called `name`, which must be of this kind."""
         if name not in self.layers:
             raise ContextError(
                 f"The forward context has no layer {name!r}; it has: {', '.join(self.layers)}."
             )
-        return self.layers[name]
+        layer = self.layers[name]
+        if layer.kind != kind:
+            raise ContextError(
+                f"Layer {name!r} is of kind {layer.kind!r} and was named by an op for layers of "
+                f"kind {kind!r}; give every layer a name of its own."
+            )
+        return layer
 
 
 _CURRENT: ContextVar[ForwardContext | None] = ContextVar("mlalab_forward_context", default=None)

@@ -13,6 +13,7 @@ from mlalab.cache import PagedLatentCache
 from mlalab.context import ForwardContext, current_context, optional_context
 from mlalab.errors import InputError
 from mlalab.kernels import pick
+from mlalab.ops.checks import check_positions, check_rows, check_slots
 
 
 def rotary_embedding(
@@ -26,7 +27,7 @@ def rotary_embedding(
     """Rotate query and key in place; see the kernel's reference for shapes."""
     context = optional_context()
     if context is not None and context.checked:
-        _check_positions(positions, cos_sin_cache.size(0))
+        check_positions(positions, cos_sin_cache.size(0))
     pick("rotary_embedding")(positions, query, key, head_size, cos_sin_cache, is_neox)
 
 
@@ -88,11 +89,7 @@ def unified_mla_attention_with_output(
         output.zero_()
         return
     used = context.metadata.num_tokens
-    if used > q.size(0):
-        raise InputError(
-            f"The batch metadata names {used} tokens and layer {layer_name!r} got {q.size(0)} "
-            f"rows; pass the metadata of this very batch."
-        )
+    check_rows(used, q.size(0), layer_name)
     layer = context.layer(layer_name)
     attended = layer.attend(q[:used], kv_c[:used], k_pe[:used], context.metadata)
     output[:used].copy_(attended.flatten(1))
@@ -144,7 +141,7 @@ def fused_rope_unified_mla_kv_cache_update(
     if context.slot_mapping is not None:
         rows = _cache_of(context, layer_name, kv_cache_dtype, kv_c.size(0)).rows_SC
     if context.checked:
-        _check_positions(positions, cos_sin_cache.size(0))
+        check_positions(positions, cos_sin_cache.size(0))
     pick("fused_rope_unified_mla_kv_cache_update")(
         *(positions, q_pe, k_pe, kv_c, cos_sin_cache, is_neox),
         *(rows, context.slot_mapping, kv_cache_scale, rope_in_fp32),
@@ -172,30 +169,11 @@ def _cache_of(
     context: ForwardContext, layer_name: str, kv_cache_dtype: str, num_tokens: int
 ) -> PagedLatentCache:
     """Return the layer's cache, once it is known that this step may write it."""
-    cache = context.layer(layer_name).kv_cache
+    cache: PagedLatentCache = context.layer(layer_name).kv_cache
     if kv_cache_dtype != cache.kv_cache_dtype:
         raise InputError(
             f"Layer {layer_name!r} has a cache of kv_cache_dtype {cache.kv_cache_dtype!r}, the op "
             f"was called with {kv_cache_dtype!r}."
         )
-    slots, num_slots = context.slot_mapping, cache.num_slots
-    assert slots is not None
-    if slots.size(0) > num_tokens:
-        raise InputError(
-            f"The slot mapping names {slots.size(0)} tokens but the batch has {num_tokens}; "
-            f"it may be shorter than the batch, never longer."
-        )
-    if context.checked and slots.numel() and int(slots.max()) >= num_slots:
-        raise InputError(
-            f"Slot {int(slots.max())} lies outside the cache of {num_slots} slots; "
-            f"allocate more blocks, or use -1 for padding."
-        )
+    check_slots(context, cache, num_tokens)
     return cache
-
-
-def _check_positions(positions: Tensor, num_rows: int) -> None:
-    if positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < num_rows:
-        raise InputError(
-            f"Positions {int(positions.min())}..{int(positions.max())} do not fit the rope table "
-            f"of {num_rows} rows; raise max_position_embeddings."
-        )

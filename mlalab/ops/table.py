@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mlalab.ops import mla
+from mlalab.ops import gqa, mla
 
 _LIBRARY = torch.library.Library("mlalab", "DEF")
 
@@ -52,6 +52,24 @@ OPS: tuple[Op, ...] = (
         "Tensor kv_cache_scale, str layer_name, bool rope_in_fp32=True) -> Tensor",
         mla.fused_rope_unified_mla_kv_cache_update,
         mla.fused_rope_unified_mla_kv_cache_update_fake,
+    ),
+    Op(
+        "unified_kv_cache_update(Tensor key, Tensor value, str layer_name) -> Tensor",
+        gqa.unified_kv_cache_update,
+        gqa.unified_kv_cache_update_fake,
+    ),
+    Op(
+        "unified_attention_with_output(Tensor query, Tensor key, Tensor value, "
+        "Tensor(a!) output, str layer_name, Tensor? kv_cache_dummy_dep=None) -> ()",
+        gqa.unified_attention_with_output,
+        gqa.unified_attention_with_output_fake,
+    ),
+    Op(
+        "fused_rope_and_unified_kv_cache_update(Tensor(a!) query, Tensor(b!) key, Tensor value, "
+        'Tensor positions, Tensor cos_sin_cache, bool is_neox, str layer_name="", '
+        "bool rope_in_fp32=True) -> Tensor",
+        gqa.fused_rope_and_unified_kv_cache_update,
+        gqa.fused_rope_and_unified_kv_cache_update_fake,
     ),
 )
 
