@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from mlalab.context import make_batch as make_batch
     from mlalab.env import report as report
     from mlalab.lab import trace as trace
+    from mlalab.layers.gqa import GQAAttention as GQAAttention
     from mlalab.layers.loading import load_attention as load_attention
     from mlalab.layers.mla import MLAAttention as MLAAttention
     from mlalab.layers.mla import MLAOptions as MLAOptions
+    from mlalab.layers.options import LayerOptions as LayerOptions
+    from mlalab.shapes import GQAShape as GQAShape
     from mlalab.shapes import MLAShape as MLAShape
     from mlalab.shapes import preset as preset
     from mlalab.traces import Trace as Trace
@@ -33,7 +36,10 @@ if TYPE_CHECKING:
 
 _HOME = {
     "ForwardContext": "mlalab.context",
+    "GQAAttention": "mlalab.layers.gqa",
+    "GQAShape": "mlalab.shapes",
     "LabBackend": "mlalab.compile.capture",
+    "LayerOptions": "mlalab.layers.options",
     "MLAAttention": "mlalab.layers.mla",
     "MLAOptions": "mlalab.layers.mla",
     "MLAShape": "mlalab.shapes",

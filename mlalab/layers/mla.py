@@ -7,41 +7,22 @@ applied to the attended latent. The split is inside the opaque attention op, as 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import mlalab.ops  # noqa: F401  registers torch.ops.mlalab
-from mlalab.cache import KVCacheDtype, PagedLatentCache
+from mlalab.cache import PagedLatentCache
 from mlalab.context import BatchMetadata
 from mlalab.errors import ContextError
 from mlalab.kernels import pick
+from mlalab.layers.options import LayerOptions as MLAOptions
+from mlalab.layers.options import build_rope
 from mlalab.rope import ROPE_CLASSES, softmax_scale
 from mlalab.shapes import MLAShape
 from mlalab_kernels.mla_decode_attention.reference import gather_rows
 from mlalab_kernels.numerics import dequantize, quantize
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MLAOptions:
-    """How a layer is built, apart from its sizes.
-
-    Args:
-        kv_cache_dtype: "auto" (activation dtype) or "fp8".
-        rope_custom_op: rotate with the in-place op instead of the native form.
-        rope_in_fp32: arithmetic of the native form.
-        rope_cache_dtype: dtype of the cos/sin table; None means the activation dtype.
-        dtype, device: of weights and activations.
-    """
-
-    kv_cache_dtype: KVCacheDtype = "auto"
-    rope_custom_op: bool = False
-    rope_in_fp32: bool = True
-    rope_cache_dtype: torch.dtype | None = torch.float32
-    dtype: torch.dtype = torch.float32
-    device: torch.device | str | None = None
 
 
 class MLAAttention(nn.Module):
@@ -54,24 +35,21 @@ class MLAAttention(nn.Module):
         layer_name: key of this layer in the forward context.
     """
 
+    kind = "mla"
+
     def __init__(
         self,
         shape: MLAShape,
         layer_name: str = "model.layers.0.self_attn",
-        options: MLAOptions = MLAOptions(),
+        options: MLAOptions = MLAOptions(),  # noqa: B008  frozen
     ) -> None:
         super().__init__()
         self.shape, self.layer_name, self.options = shape, layer_name, options
         self._build_projections()
-        rope_dim = shape.qk_rope_head_dim
-        self.rotary_emb: nn.Module | None = None
-        if shape.rope.kind != "none":
-            self.rotary_emb = ROPE_CLASSES[shape.rope.kind](
-                *(shape.rope, rope_dim, shape.max_position_embeddings),
-                custom_op=options.rope_custom_op,
-                in_fp32=options.rope_in_fp32,
-                cache_dtype=options.rope_cache_dtype or options.dtype,
-            ).to(options.device)
+        self.rotary_emb = build_rope(
+            *(ROPE_CLASSES.get(shape.rope.kind), shape.rope, shape.qk_rope_head_dim),
+            *(shape.max_position_embeddings, options),
+        )
         self.softmax_scale = softmax_scale(shape.rope, shape.qk_head_dim)
         one = torch.ones((), dtype=torch.float32, device=options.device)
         self.register_buffer("q_scale", one.clone(), persistent=False)
