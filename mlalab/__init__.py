@@ -17,14 +17,19 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from mlalab.compile.capture import LabBackend as LabBackend
     from mlalab.compile.config import PassConfig as PassConfig
+    from mlalab.compile.dispatch import CompiledModel as CompiledModel
+    from mlalab.compile.settings import CompileConfig as CompileConfig
     from mlalab.context import ForwardContext as ForwardContext
     from mlalab.context import forward_context as forward_context
     from mlalab.context import make_batch as make_batch
     from mlalab.env import report as report
     from mlalab.lab import trace as trace
+    from mlalab.layers.gqa import GQAAttention as GQAAttention
     from mlalab.layers.loading import load_attention as load_attention
     from mlalab.layers.mla import MLAAttention as MLAAttention
     from mlalab.layers.mla import MLAOptions as MLAOptions
+    from mlalab.layers.options import LayerOptions as LayerOptions
+    from mlalab.shapes import GQAShape as GQAShape
     from mlalab.shapes import MLAShape as MLAShape
     from mlalab.shapes import preset as preset
     from mlalab.traces import Trace as Trace
@@ -32,8 +37,13 @@ if TYPE_CHECKING:
     from mlalab.workbench import build as build
 
 _HOME = {
+    "CompileConfig": "mlalab.compile.settings",
+    "CompiledModel": "mlalab.compile.dispatch",
     "ForwardContext": "mlalab.context",
+    "GQAAttention": "mlalab.layers.gqa",
+    "GQAShape": "mlalab.shapes",
     "LabBackend": "mlalab.compile.capture",
+    "LayerOptions": "mlalab.layers.options",
     "MLAAttention": "mlalab.layers.mla",
     "MLAOptions": "mlalab.layers.mla",
     "MLAShape": "mlalab.shapes",

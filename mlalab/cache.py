@@ -1,4 +1,4 @@
-"""The paged latent cache: one row `[latent | rotated rope key]` per token, in blocks.
+"""Paged caches: a latent cache for MLA, a key and value cache for ordinary attention.
 
 FP8 rows are stored as `uint8`, as vLLM does, and viewed as the device's FP8 type, without a copy,
 only where a kernel is called.
@@ -7,7 +7,7 @@ only where a kernel is called.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,19 +20,20 @@ PAD_SLOT = -1
 """Slot of a padded token: never written."""
 
 
-class PagedLatentCache:
-    """Cache of one layer, `[num_blocks, block_size, C]`.
+class PagedCache:
+    """Rows of one layer in blocks, one row per token.
 
     Args:
+        shape: of the storage.
+        blocks_at: the dimension of the storage that counts blocks; that of slots comes next.
         kv_cache_dtype: "auto" stores rows in `dtype`; "fp8" stores bytes.
         dtype: activation dtype of the layer.
     """
 
     def __init__(
         self,
-        num_blocks: int,
-        block_size: int,
-        cache_dim: int,
+        shape: tuple[int, ...],
+        blocks_at: int,
         *,
         kv_cache_dtype: KVCacheDtype = "auto",
         dtype: torch.dtype = torch.float32,
@@ -45,29 +46,63 @@ class PagedLatentCache:
             )
         self.kv_cache_dtype = kv_cache_dtype
         stored = torch.uint8 if kv_cache_dtype == "fp8" else dtype
-        shape = (num_blocks, block_size, cache_dim)
-        self.storage_BKC = torch.zeros(shape, dtype=stored, device=device)
-        self.typed_dtype = fp8_dtype(self.storage_BKC.device) if stored == torch.uint8 else dtype
+        self.storage = torch.zeros(shape, dtype=stored, device=device)
+        self.typed_dtype = fp8_dtype(self.storage.device) if stored == torch.uint8 else dtype
+        self._num_blocks, self._block_size = shape[blocks_at : blocks_at + 2]
 
     @property
     def block_size(self) -> int:
         """Slots in one block."""
-        return self.storage_BKC.size(1)
+        return self._block_size
 
     @property
     def num_slots(self) -> int:
         """Rows in all."""
-        return self.storage_BKC.size(0) * self.storage_BKC.size(1)
+        return self._num_blocks * self._block_size
+
+    @property
+    def typed(self) -> Tensor:
+        """The storage seen in the type its bytes mean; zero-copy."""
+        return self.storage.view(self.typed_dtype)
+
+
+class PagedLatentCache(PagedCache):
+    """Cache of one MLA layer, `[num_blocks, block_size, C]`: rows `[latent | rotated rope key]`.
+
+    Args:
+        options: those of `PagedCache`.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, cache_dim: int, **options: Any) -> None:
+        super().__init__((num_blocks, block_size, cache_dim), 0, **options)
+
+    @property
+    def storage_BKC(self) -> Tensor:
+        """The storage."""
+        return self.storage
 
     @property
     def typed_BKC(self) -> Tensor:
         """The storage seen in the type its bytes mean; zero-copy."""
-        return self.storage_BKC.view(self.typed_dtype)
+        return self.typed
 
     @property
     def rows_SC(self) -> Tensor:
         """The typed storage as one row per slot; zero-copy."""
-        return self.typed_BKC.flatten(0, 1)
+        return self.typed.flatten(0, 1)
+
+
+class PagedKVCache(PagedCache):
+    """Cache of one ordinary layer, `[2, num_blocks, block_size, G, H]`: keys, then values.
+
+    Args:
+        options: those of `PagedCache`.
+    """
+
+    def __init__(
+        self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, **options: Any
+    ) -> None:
+        super().__init__((2, num_blocks, block_size, num_kv_heads, head_dim), 1, **options)
 
 
 def slots_of(

@@ -90,7 +90,7 @@ class Replay:
         bench.randomise(seed)
         start = _Start(
             bench,
-            {layer.layer_name: layer.kv_cache.storage_BKC.clone() for layer in bench.layers},
+            {layer.layer_name: layer.kv_cache.storage.clone() for layer in bench.layers},
             (bench.positions, bench.hidden_TD),
         )
         reference_inputs = start.inputs()
@@ -135,14 +135,14 @@ class _Start:
     def restore(self) -> None:
         """Put every cache back."""
         for layer in self.bench.layers:
-            layer.kv_cache.storage_BKC.copy_(self.caches[layer.layer_name])
+            layer.kv_cache.storage.copy_(self.caches[layer.layer_name])
 
     def outcome(self, function: Callable[..., Any], arguments: Sequence[Any]) -> Outcome:
         """Run `function` from this state and return what it left behind."""
         self.restore()
         outputs = pytree.tree_leaves(self.bench.run(function, *arguments))
         layers = self.bench.layers
-        return Outcome(outputs, {x.layer_name: x.kv_cache.storage_BKC.clone() for x in layers})
+        return Outcome(outputs, {x.layer_name: x.kv_cache.storage.clone() for x in layers})
 
 
 def _version(weight: Tensor) -> int:

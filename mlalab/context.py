@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from mlalab.cache import PagedLatentCache, slots_of
+from mlalab.cache import PagedCache, slots_of
 from mlalab.errors import ContextError, InputError
 
 
@@ -114,34 +114,13 @@ def make_batch(
 
 
 class AttentionLayer(Protocol):
-    """What the ops need of a layer."""
+    """What every kind of layer has; the ops of a kind know the rest."""
+
+    kind: str
 
     @property
-    def kv_cache(self) -> PagedLatentCache:
+    def kv_cache(self) -> PagedCache:
         """The layer's paged cache."""
-
-    @property
-    def w_uk_NPL(self) -> Tensor:
-        """What absorbs the nope query."""
-
-    @property
-    def q_scale(self) -> Tensor:
-        """Scale of an FP8 query."""
-
-    def prepare_decode_query(self, q_TNH: Tensor) -> Tensor:
-        """Return the decode query, `[T, N, C]`."""
-        ...
-
-    def attend(
-        self,
-        q_TNH: Tensor | None,
-        kv_c_TL: Tensor,
-        k_pe_T1R: Tensor | None,
-        metadata: BatchMetadata,
-        q_prepped_TNC: Tensor | None = None,
-    ) -> Tensor:
-        """Return attention of the batch, `[T, N, V]`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,13 +137,19 @@ class ForwardContext:
     slot_mapping: Tensor | None = None
     checked: bool = True
 
-    def layer(self, name: str) -> AttentionLayer:
-        """Return the layer called `name`."""
+    def layer(self, name: str, kind: str = "mla") -> Any:
+        """Return the layer called `name`, which must be of this kind."""
         if name not in self.layers:
             raise ContextError(
                 f"The forward context has no layer {name!r}; it has: {', '.join(self.layers)}."
             )
-        return self.layers[name]
+        layer = self.layers[name]
+        if layer.kind != kind:
+            raise ContextError(
+                f"Layer {name!r} is of kind {layer.kind!r} and was named by an op for layers of "
+                f"kind {kind!r}; give every layer a name of its own."
+            )
+        return layer
 
 
 _CURRENT: ContextVar[ForwardContext | None] = ContextVar("mlalab_forward_context", default=None)
@@ -198,3 +183,30 @@ def current_context() -> ForwardContext:
             "run the model inside `with mlalab.forward_context(...)`."
         )
     return context
+
+
+_DECODE_ONLY: ContextVar[bool] = ContextVar("mlalab_decode_only", default=False)
+
+
+@contextmanager
+def graph_serves_decode_only(decode_only: bool) -> Iterator[None]:
+    """Promise, while a model is traced, that its graph will see uniform decode batches only."""
+    token = _DECODE_ONLY.set(decode_only)
+    try:
+        yield
+    finally:
+        _DECODE_ONLY.reset(token)
+
+
+@torch.compiler.assume_constant_result
+def decode_only(compiling: bool) -> bool:
+    """Return whether a layer may leave out what only prefill rows need.
+
+    Args:
+        compiling: the layer is being traced; then only a promise counts, as the graph will see
+            other batches than the one it is traced with.
+    """
+    context = optional_context()
+    if compiling or context is None or context.metadata is None:
+        return _DECODE_ONLY.get()
+    return context.metadata.uniform_query_len is not None

@@ -16,13 +16,18 @@ from mlalab_kernels.fused_absorb_qk_rope_concat_and_cache_mla.reference import (
 from mlalab_kernels.fused_qk_rope_concat_and_cache_mla.reference import (
     fused_qk_rope_concat_and_cache_mla,
 )
+from mlalab_kernels.fused_rope_and_unified_kv_cache_update.reference import (
+    fused_rope_and_unified_kv_cache_update,
+)
 from mlalab_kernels.fused_rope_unified_mla_kv_cache_update.reference import (
     fused_rope_unified_mla_kv_cache_update,
 )
 from mlalab_kernels.mla_decode_attention.reference import mla_decode_attention
 from mlalab_kernels.mla_decode_q_prep.reference import mla_decode_q_prep
 from mlalab_kernels.mla_prefill_attention.reference import mla_prefill_attention
+from mlalab_kernels.paged_attention.reference import paged_attention
 from mlalab_kernels.rotary_embedding.reference import rotary_embedding
+from mlalab_kernels.unified_kv_cache_update.reference import unified_kv_cache_update
 from mlalab_kernels.unified_mla_kv_cache_update.reference import unified_mla_kv_cache_update
 
 Provider = Literal["auto", "aiter", "triton", "reference"]
@@ -32,11 +37,14 @@ _TABLE: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     for function in (
         fused_absorb_qk_rope_concat_and_cache_mla,
         fused_qk_rope_concat_and_cache_mla,
+        fused_rope_and_unified_kv_cache_update,
         fused_rope_unified_mla_kv_cache_update,
         mla_decode_attention,
         mla_decode_q_prep,
         mla_prefill_attention,
+        paged_attention,
         rotary_embedding,
+        unified_kv_cache_update,
         unified_mla_kv_cache_update,
     )
 }

@@ -14,20 +14,21 @@ from mlalab.compile.config import PassConfig, resolve
 from mlalab.compile.ranges import CompileRange
 from mlalab.context import BatchMetadata
 from mlalab.errors import ConfigError
-from mlalab.layers.mla import MLAAttention, MLAOptions
+from mlalab.layers.kinds import Attention
+from mlalab.layers.options import LayerOptions
 from mlalab.passes.fusion import Pass
 from mlalab.passes.pipeline import PIPELINE
-from mlalab.shapes import MLAShape
+from mlalab.shapes import AttentionShape
 from mlalab.traces import Trace
 from mlalab.workbench import Workbench, build
 
 
 def trace(
-    model: str | Path | MLAShape | MLAAttention = "tiny",
+    model: str | Path | AttentionShape | Attention = "tiny",
     *,
     tokens: int = 8,
     num_layers: int = 1,
-    options: MLAOptions | None = None,
+    options: LayerOptions | None = None,
     metadata: BatchMetadata | None = None,
     slot_mapping: Tensor | None = None,
     level: str = "O2",

@@ -116,11 +116,20 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("cos_sin_cache", table, persistent=False)
 
     def forward(self, positions: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Return rotated `query` `[T, N, R]` and `key` `[T, 1, R]`; the custom op writes both."""
+        """Return rotated query and key, in their own shapes; the custom op writes both.
+
+        Args:
+            query, key: `[T, heads, R]`, or `[T, heads · R]`: heads side by side.
+        """
         table, is_neox = self.cos_sin_cache, self.spec.is_neox
+        rotary_dim = table.size(-1)
         if self.custom_op:
-            torch.ops.mlalab.rotary_embedding(positions, query, key, query.size(-1), table, is_neox)
+            torch.ops.mlalab.rotary_embedding(positions, query, key, rotary_dim, table, is_neox)
             return query, key
+        if query.dim() == 2:
+            heads = (x.unflatten(-1, (-1, rotary_dim)) for x in (query, key))
+            q_rot, k_rot = self.forward(positions, *heads)
+            return q_rot.flatten(1), k_rot.flatten(1)
         return self.forward_static(positions, query, key, table, is_neox, self.in_fp32)
 
     @staticmethod

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from mlalab.context import BatchMetadata, ForwardContext, forward_context, make_batch
 from mlalab.env import default_device
 from mlalab.errors import ConfigError
+from mlalab.layers.gqa import GQAAttention
+from mlalab.layers.kinds import Attention, attention_of
 from mlalab.layers.loading import load_attention
-from mlalab.layers.mla import MLAAttention, MLAOptions
-from mlalab.shapes import PRESETS, MLAShape, preset
+from mlalab.layers.mla import MLAAttention
+from mlalab.layers.options import LayerOptions
+from mlalab.shapes import PRESETS, AttentionShape, GQAShape, MLAShape, preset
 from mlalab_kernels.numerics import quantize
 
 BLOCK_SIZE = 16
@@ -23,10 +26,10 @@ CONTEXT_LEN = 16
 """Tokens that each decode request already has in the cache, unless a batch is given."""
 
 
-class MLAStack(nn.Module):
+class Stack(nn.Module):
     """Attention layers one after the other, each added to the residual stream."""
 
-    def __init__(self, layers: Sequence[MLAAttention]) -> None:
+    def __init__(self, layers: Sequence[Attention]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
@@ -49,7 +52,7 @@ class Workbench:
     """
 
     module: nn.Module
-    layers: Sequence[MLAAttention]
+    layers: Sequence[Attention]
     metadata: BatchMetadata
     slot_mapping: Tensor
     positions: Tensor = field(init=False)
@@ -61,7 +64,7 @@ class Workbench:
 
     @property
     def _device(self) -> torch.device:
-        return self.layers[0].kv_a_proj_with_mqa.weight.device
+        return self.layers[0].o_proj.weight.device
 
     def randomise(self, seed: int) -> None:
         """Draw the hidden states and fill every cache with random rows."""
@@ -72,9 +75,9 @@ class Workbench:
         ).to(self._device)
         for layer in self.layers:
             cache = layer.kv_cache
-            rows = _random(tuple(cache.storage_BKC.shape), torch.float32, generator)
+            rows = _random(tuple(cache.storage.shape), torch.float32, generator)
             rows = rows.to(self._device)
-            cache.typed_BKC.copy_(quantize(rows, layer.k_scale, cache.typed_dtype))
+            cache.typed.copy_(quantize(rows, layer.k_scale, cache.typed_dtype))
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call `function` without gradients inside this bench's forward context."""
@@ -92,11 +95,11 @@ def _random(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generat
 
 
 def build(
-    model: str | Path | MLAShape | MLAAttention,
+    model: str | Path | AttentionShape | Attention,
     *,
     tokens: int = 8,
     num_layers: int = 1,
-    options: MLAOptions | None = None,
+    options: LayerOptions | None = None,
     metadata: BatchMetadata | None = None,
     slot_mapping: Tensor | None = None,
 ) -> Workbench:
@@ -119,9 +122,9 @@ def build(
         raise ConfigError(
             f"tokens must be 0 or more and num_layers 1 or more, got {tokens} and {num_layers}."
         )
-    if isinstance(model, MLAAttention) and (options is not None or num_layers != 1):
+    if isinstance(model, (MLAAttention, GQAAttention)) and (options is not None or num_layers != 1):
         raise ConfigError("A layer is traced as it is: leave out options and num_layers.")
-    options = options or MLAOptions(dtype=torch.bfloat16, device=default_device())
+    options = options or LayerOptions(dtype=torch.bfloat16, device=default_device())
     layers = _layers_of(model, num_layers, options)
     device = layers[0].options.device
     if metadata is None:
@@ -136,7 +139,7 @@ def build(
         layer.eval().allocate_cache(_blocks_named(metadata.block_table), BLOCK_SIZE)
     if slot_mapping is None:
         slot_mapping = metadata.slot_mapping(BLOCK_SIZE)
-    module = layers[0] if len(layers) == 1 else MLAStack(layers)
+    module = layers[0] if len(layers) == 1 else Stack(layers)
     return Workbench(module=module, layers=layers, metadata=metadata, slot_mapping=slot_mapping)
 
 
@@ -145,13 +148,13 @@ def _blocks_named(block_table: Tensor) -> int:
 
 
 def _layers_of(
-    model: str | Path | MLAShape | MLAAttention, num_layers: int, options: MLAOptions
-) -> list[MLAAttention]:
-    if isinstance(model, MLAAttention):
+    model: str | Path | AttentionShape | Attention, num_layers: int, options: LayerOptions
+) -> list[Attention]:
+    if isinstance(model, (MLAAttention, GQAAttention)):
         return [model]
     if isinstance(model, str) and model in PRESETS:
         model = preset(model)
-    if isinstance(model, MLAShape):
+    if isinstance(model, (MLAShape, GQAShape)):
         names = [f"model.layers.{i}.self_attn" for i in range(num_layers)]
         return [_random_layer(model, name, options, seed) for seed, name in enumerate(names)]
     if not Path(model).exists():
@@ -161,14 +164,18 @@ def _layers_of(
     return [load_attention(model, layer, options=options) for layer in range(num_layers)]
 
 
-def _random_layer(shape: MLAShape, name: str, options: MLAOptions, seed: int) -> MLAAttention:
+_SCALES = {"q_scale": 0.61, "k_scale": 0.37, "v_scale": 0.53}
+"""Scales of one would hide a scale that is lost, or taken for another."""
+
+
+def _random_layer(shape: AttentionShape, name: str, options: LayerOptions, seed: int) -> Attention:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        layer = MLAAttention(shape, name, options)
+        layer = attention_of(shape, name, options)
         for module in layer.modules():
             if isinstance(module, nn.RMSNorm):
-                # All ones would hide a norm that is skipped, and scales of one a lost scale.
+                # All ones would hide a norm that is skipped.
                 nn.init.uniform_(module.weight, 0.5, 1.5)
-        layer.q_scale.fill_(0.61)
-        layer.k_scale.fill_(0.37)
+        for scale, buffer in layer.named_buffers(recurse=False):
+            buffer.fill_(_SCALES[scale])
     return layer

@@ -7,12 +7,19 @@ import re
 import pytest
 
 from mlalab.errors import ConfigError
-from mlalab.shapes import PRESETS, MLAShape, preset
+from mlalab.shapes import PRESETS, GQAShape, MLAShape, preset
+
+GQA = ("tiny-gqa", "llama-3-8b")
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_shapes(name):
     shape = preset(name)
+    assert type(shape) is (GQAShape if name in GQA else MLAShape)
+    if name in GQA:
+        assert shape.q_size == shape.num_heads * shape.head_dim
+        assert shape.kv_size == shape.num_kv_heads * shape.head_dim
+        return
     assert shape.qk_head_dim == shape.qk_nope_head_dim + shape.qk_rope_head_dim
     assert shape.cache_dim == shape.kv_lora_rank + shape.qk_rope_head_dim
 
@@ -30,6 +37,12 @@ def test_published_sizes(name, heads, q_lora_rank, layers):
     shape = preset(name)
     assert (shape.num_heads, shape.q_lora_rank, shape.num_layers) == (heads, q_lora_rank, layers)
     assert (shape.qk_head_dim, shape.cache_dim, shape.v_head_dim) == (192, 576, 128)
+
+
+def test_published_sizes_of_llama():
+    shape = preset("llama-3-8b")
+    assert (shape.num_heads, shape.num_kv_heads, shape.head_dim) == (32, 8, 128)
+    assert (shape.rope.theta, shape.rope.is_neox) == (500000.0, True)
 
 
 def test_tp8_differs_from_v3_in_heads_only():
@@ -58,11 +71,22 @@ def test_sizes_must_be_positive_integers(field, value):
     message = rf"{field} must be a positive integer, got {re.escape(repr(value))}"
     with pytest.raises(ConfigError, match=message):
         preset("tiny", **{field: value})
+    if field in ("hidden_size", "num_heads", "num_layers", "max_position_embeddings"):
+        with pytest.raises(ConfigError, match=message):
+            preset("tiny-gqa", **{field: value})
 
 
 def test_rope_dim_must_be_even():
     with pytest.raises(ConfigError, match=r"must be even .* got 15"):
         preset("tiny", qk_rope_head_dim=15)
+    with pytest.raises(ConfigError, match=r"head_dim must be even .* got 15"):
+        preset("tiny-gqa", head_dim=15)
+
+
+def test_query_heads_are_shared_out_evenly():
+    assert preset("tiny-gqa", num_kv_heads=3).num_kv_heads == 3
+    with pytest.raises(ConfigError, match=r"a multiple of num_kv_heads, got 6 and 4"):
+        preset("tiny-gqa", num_kv_heads=4)
 
 
 def test_shapes_are_values():

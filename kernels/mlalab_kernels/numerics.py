@@ -78,11 +78,21 @@ def write_rows(
             negative or outside the cache is skipped.
     """
     count = slot_mapping.size(0)
-    row_SC = torch.cat((kv_c_TL[:count], k_pe_TR[:count]), dim=-1)
-    inside = (slot_mapping >= 0) & (slot_mapping < kv_cache_SC.size(0))
-    rows = quantize(row_SC[inside], scale, kv_cache_SC.dtype)
+    row_TC = torch.cat((kv_c_TL[:count], k_pe_TR[:count]), dim=-1)
+    put_rows(kv_cache_SC, slot_mapping, row_TC, scale)
+
+
+def put_rows(cache: Tensor, slot_mapping: Tensor, rows: Tensor, scale: Tensor) -> None:
+    """Quantise the first S of `rows` into the cache rows named by `slot_mapping`, in place.
+
+    Args:
+        cache: `[slots, ...]`, a float or FP8 dtype, any strides; written.
+        slot_mapping: `[S]` int64; a slot that is negative or outside the cache is skipped.
+        rows: `[T, ...]`, T >= S.
+    """
+    inside = (slot_mapping >= 0) & (slot_mapping < cache.size(0))
+    values = quantize(rows[: slot_mapping.size(0)][inside], scale, cache.dtype)
     # index_put has no FP8 kernel; bytes carry the same bits.
-    target, values = kv_cache_SC, rows
-    if kv_cache_SC.dtype in FP8_DTYPES:
-        target, values = kv_cache_SC.view(torch.uint8), rows.view(torch.uint8)
-    target[slot_mapping[inside]] = values
+    if cache.dtype in FP8_DTYPES:
+        cache, values = cache.view(torch.uint8), values.view(torch.uint8)
+    cache[slot_mapping[inside]] = values

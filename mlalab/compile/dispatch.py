@@ -8,7 +8,8 @@ use and not by size alone; every other batch gets the general graph.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,16 +27,21 @@ from mlalab.passes.driver import PassDriver
 from mlalab.passes.fusion import Pass
 from mlalab.passes.pipeline import PIPELINE
 
+Graph = Callable[[Tensor, Tensor], Any]
+"""(positions, hidden_TD) → what the model returns."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class GraphKey:
-    """What a graph serves."""
+    """What a graph serves: a kind of batch, and a range or (`exact`) one size."""
 
     decode_only: bool
     served: CompileRange
+    exact: bool = False
 
     def __str__(self) -> str:
-        return f"{'decode' if self.decode_only else 'general'} {self.served}"
+        size = self.served.end if self.exact else self.served
+        return f"{'decode' if self.decode_only else 'general'} {size}"
 
 
 class CompiledModel:
@@ -56,19 +62,19 @@ class CompiledModel:
     def __init__(
         self,
         module: nn.Module,
-        config: CompileConfig = CompileConfig(),
+        config: CompileConfig | None = None,
         passes: Sequence[Pass] = PIPELINE,
     ) -> None:
-        self.module, self.config = module, config
-        self.layers = [m for m in module.modules() if hasattr(m, "layer_name")]
-        kinds = {getattr(layer, "kind", None) for layer in self.layers}
+        self.module, self.config = module, config or CompileConfig()
+        self.layers: list[Any] = [m for m in module.modules() if hasattr(m, "layer_name")]
+        kinds = {layer.kind for layer in self.layers}
         self.passes = tuple(passes)
-        self.decided = config.passes_of(
+        self.decided = self.config.passes_of(
             rope_custom_op=any(layer.options.rope_custom_op for layer in self.layers)
         )
         # A pass for layers that the model does not have must not cut its ranges.
         useful = [p for p in passes if p.serves is None or p.serves in kinds]
-        self.ranges = config.ranges(self.decided, useful)
+        self.ranges = self.config.ranges(self.decided, useful)
         self._driver(GraphKey(False, self.ranges[0]))
         self.reset()
 
@@ -76,7 +82,7 @@ class CompiledModel:
         """Forget every graph; the next call traces and compiles again."""
         self.entries: dict[GraphKey, Entry] = {}
         self._faces = {kind: Face(self.module, kind) for kind in (False, True)}
-        self._chosen: dict[tuple[bool, int], Entry] = {}
+        self._chosen: dict[tuple[bool, int], Graph] = {}
 
     def __call__(self, positions: Tensor, hidden_TD: Tensor) -> Any:
         """Run the graph for this batch.
@@ -86,13 +92,11 @@ class CompiledModel:
             ContextError: no forward context is open.
         """
         metadata = current_context().metadata
-        decode = (
-            metadata is not None and metadata.uniform_query_len == self.config.decode_query_len
-        )
-        entry = self._chosen.get((decode, positions.size(0)))
-        if entry is None:
-            entry = self._choose(decode, positions, hidden_TD)
-        return self._faces[decode].call(entry, positions, hidden_TD)
+        decode = metadata is not None and metadata.uniform_query_len == self.config.decode_query_len
+        graph = self._chosen.get((decode, positions.size(0)))
+        if graph is None:
+            graph = self._choose(decode, positions, hidden_TD)
+        return graph(positions, hidden_TD)
 
     def key_for(self, num_tokens: int, *, decode: bool) -> GraphKey:
         """Return which graph serves a batch of `num_tokens` rows.
@@ -103,11 +107,9 @@ class CompiledModel:
         Raises:
             InputError: more tokens than the last range holds.
         """
-        if num_tokens in self.config.compile_sizes:
-            served = CompileRange(num_tokens, num_tokens)
-        else:
-            served = self._range_of(num_tokens)
-        return GraphKey(decode and self._has_own_decode_graph(served), served)
+        exact = num_tokens in self.config.compile_sizes
+        served = CompileRange(num_tokens, num_tokens) if exact else self._range_of(num_tokens)
+        return GraphKey(decode and self._has_own_decode_graph(served), served, exact)
 
     def _range_of(self, num_tokens: int) -> CompileRange:
         for served in self.ranges:
@@ -133,20 +135,21 @@ class CompiledModel:
             salt=[(x.layer_name, type(x).__qualname__, x.shape, x.options) for x in self.layers],
         )
 
-    def _choose(self, decode: bool, positions: Tensor, hidden_TD: Tensor) -> Entry:
+    def _choose(self, decode: bool, positions: Tensor, hidden_TD: Tensor) -> Graph:
+        """Return the graph for such a batch, compiled now if it is the first."""
         num_tokens = positions.size(0)
         key = self.key_for(num_tokens, decode=decode)
         if key not in self.entries:
             self.entries[key] = self._compile(key, positions, hidden_TD)
             warn_of_misses(str(key), self.entries[key].outcomes, self.passes, self.layers)
-        self._chosen[decode, num_tokens] = self.entries[key]
-        return self.entries[key]
+        graph = functools.partial(self._faces[key.decode_only].call, self.entries[key])
+        self._chosen[decode, num_tokens] = graph
+        return graph
 
     def _compile(self, key: GraphKey, positions: Tensor, hidden_TD: Tensor) -> Entry:
         face = self._faces[key.decode_only]
         gm, fakes = face.traced(positions, hidden_TD)
-        exact = key.served.start == key.served.end
-        inputs = face.flat(positions, hidden_TD) if exact else fakes
+        inputs = face.flat(positions, hidden_TD) if key.exact else fakes
         driver = self._driver(key)
         return compile_entry(gm, inputs, driver, self.config.mode, self.config.cache)
 

@@ -66,7 +66,7 @@ class Face:
 
             def once(*inputs: Any) -> Any:
                 seen.extend(inputs)
-                raise _Traced
+                raise _TracedError
 
             return once
 
@@ -78,7 +78,7 @@ class Face:
         try:
             with graph_serves_decode_only(self.decode_only):
                 torch.compile(self.module, backend=backend, fullgraph=True)(*arguments)
-        except _Traced:
+        except _TracedError:
             pass
         self._lay_out(seen, arguments)
 
@@ -103,7 +103,7 @@ class Face:
         self._unpack = tuple if len(results) > 1 else _only
 
 
-class _Traced(Exception):
+class _TracedError(Exception):
     """Stops the first call once it is known what the graph takes."""
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mlalab.errors import ConfigError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class CompileRange:
     """Token counts `start..end`, both ends included."""
 

@@ -7,41 +7,23 @@ applied to the attended latent. The split is inside the opaque attention op, as 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import mlalab.ops  # noqa: F401  registers torch.ops.mlalab
-from mlalab.cache import KVCacheDtype, PagedLatentCache
+from mlalab.cache import PagedLatentCache
 from mlalab.context import BatchMetadata
 from mlalab.errors import ContextError
 from mlalab.kernels import pick
+from mlalab.layers.fused import fused_mla_update
+from mlalab.layers.options import LayerOptions as MLAOptions
+from mlalab.layers.options import build_rope
 from mlalab.rope import ROPE_CLASSES, softmax_scale
 from mlalab.shapes import MLAShape
 from mlalab_kernels.mla_decode_attention.reference import gather_rows
 from mlalab_kernels.numerics import dequantize
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MLAOptions:
-    """How a layer is built, apart from its sizes.
-
-    Args:
-        kv_cache_dtype: "auto" (activation dtype) or "fp8".
-        rope_custom_op: rotate with the in-place op instead of the native form.
-        rope_in_fp32: arithmetic of the native form.
-        rope_cache_dtype: dtype of the cos/sin table; None means the activation dtype.
-        dtype, device: of weights and activations.
-    """
-
-    kv_cache_dtype: KVCacheDtype = "auto"
-    rope_custom_op: bool = False
-    rope_in_fp32: bool = True
-    rope_cache_dtype: torch.dtype | None = torch.float32
-    dtype: torch.dtype = torch.float32
-    device: torch.device | str | None = None
 
 
 class MLAAttention(nn.Module):
@@ -54,24 +36,21 @@ class MLAAttention(nn.Module):
         layer_name: key of this layer in the forward context.
     """
 
+    kind = "mla"
+
     def __init__(
         self,
         shape: MLAShape,
         layer_name: str = "model.layers.0.self_attn",
-        options: MLAOptions = MLAOptions(),
+        options: MLAOptions = MLAOptions(),  # noqa: B008  frozen
     ) -> None:
         super().__init__()
         self.shape, self.layer_name, self.options = shape, layer_name, options
         self._build_projections()
-        rope_dim = shape.qk_rope_head_dim
-        self.rotary_emb: nn.Module | None = None
-        if shape.rope.kind != "none":
-            self.rotary_emb = ROPE_CLASSES[shape.rope.kind](
-                *(shape.rope, rope_dim, shape.max_position_embeddings),
-                custom_op=options.rope_custom_op,
-                in_fp32=options.rope_in_fp32,
-                cache_dtype=options.rope_cache_dtype or options.dtype,
-            ).to(options.device)
+        self.rotary_emb = build_rope(
+            *(ROPE_CLASSES.get(shape.rope.kind), shape.rope, shape.qk_rope_head_dim),
+            *(shape.max_position_embeddings, options),
+        )
         self.softmax_scale = softmax_scale(shape.rope, shape.qk_head_dim)
         one = torch.ones((), dtype=torch.float32, device=options.device)
         self.register_buffer("q_scale", one.clone(), persistent=False)
@@ -114,16 +93,14 @@ class MLAAttention(nn.Module):
         latent_TC = self.kv_a_proj_with_mqa(hidden_TD)
         kv_c_TL, k_pe_TR = latent_TC.split([shape.kv_lora_rank, shape.qk_rope_head_dim], dim=-1)
         kv_c_TL = self.kv_a_layernorm(kv_c_TL)
-        k_pe_T1R = k_pe_TR.unsqueeze(1)
-        if self.rotary_emb is not None:
-            nope = shape.qk_nope_head_dim
-            q_TNH[..., nope:], k_pe_T1R = self.rotary_emb(positions, q_TNH[..., nope:], k_pe_T1R)
-        dummy = torch.ops.mlalab.unified_mla_kv_cache_update(
-            kv_c_TL, k_pe_T1R, self.layer_name, self.options.kv_cache_dtype, self.k_scale
-        )
+        fused = self.options.fusion == "layer" and self.rotary_emb is not None
+        prepare = fused_mla_update if fused else _update
+        q, k_pe, dummy, q_prepped = prepare(self, positions, q_TNH, kv_c_TL, k_pe_TR)
         output = q_TNH.new_empty((q_TNH.size(0), shape.num_heads * shape.v_head_dim))
         torch.ops.mlalab.unified_mla_attention_with_output(
-            q_TNH, kv_c_TL, k_pe_T1R, output, self.layer_name, kv_cache_dummy_dep=dummy
+            *(q, kv_c_TL, k_pe, output, self.layer_name),
+            kv_cache_dummy_dep=dummy,
+            q_prepped=q_prepped,
         )
         return self.o_proj(output)
 
@@ -231,3 +208,17 @@ class MLAAttention(nn.Module):
             *(q_TNH, torch.cat((context_c, kv_c_TL)), torch.cat((context_pe, k_pe_TR))),
             *(self._w_kv_b, self.softmax_scale),
         )
+
+
+def _update(
+    layer: MLAAttention, positions: Tensor, q_TNH: Tensor, kv_c_TL: Tensor, k_pe_TR: Tensor
+) -> tuple[Tensor, Tensor, Tensor, None]:
+    """Rotate, write the cache, and leave the rest to attention, op by op: a pass may fuse it."""
+    k_pe_T1R = k_pe_TR.unsqueeze(1)
+    if layer.rotary_emb is not None:
+        nope = layer.shape.qk_nope_head_dim
+        q_TNH[..., nope:], k_pe_T1R = layer.rotary_emb(positions, q_TNH[..., nope:], k_pe_T1R)
+    dummy = torch.ops.mlalab.unified_mla_kv_cache_update(
+        kv_c_TL, k_pe_T1R, layer.layer_name, layer.options.kv_cache_dtype, layer.k_scale
+    )
+    return q_TNH, k_pe_T1R, dummy, None

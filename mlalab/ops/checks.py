@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mlalab.cache import PagedLatentCache
+from mlalab.cache import PagedCache
 from mlalab.context import ForwardContext
 from mlalab.errors import InputError
 
@@ -18,7 +18,7 @@ def check_positions(positions: Tensor, num_rows: int) -> None:
         )
 
 
-def check_slots(context: ForwardContext, cache: PagedLatentCache, num_tokens: int) -> None:
+def check_slots(context: ForwardContext, cache: PagedCache, num_tokens: int) -> None:
     """Raise when the context's slot mapping does not fit the batch or, if checked, the cache."""
     slots, num_slots = context.slot_mapping, cache.num_slots
     assert slots is not None

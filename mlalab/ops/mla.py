@@ -181,7 +181,7 @@ def cache_of(
     context: ForwardContext, layer_name: str, kv_cache_dtype: str, num_tokens: int
 ) -> PagedLatentCache:
     """Return the layer's cache, once it is known that this step may write it."""
-    cache = context.layer(layer_name).kv_cache
+    cache: PagedLatentCache = context.layer(layer_name).kv_cache
     if kv_cache_dtype != cache.kv_cache_dtype:
         raise InputError(
             f"Layer {layer_name!r} has a cache of kv_cache_dtype {cache.kv_cache_dtype!r}, the op "

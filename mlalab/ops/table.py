@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mlalab.ops import mla, mla_decode
+from mlalab.ops import gqa, mla, mla_decode
 
 _LIBRARY = torch.library.Library("mlalab", "DEF")
 
@@ -74,6 +74,24 @@ OPS: tuple[Op, ...] = (
         f"{_AITER}.rotated({_AITER_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
         mla_decode.fused_aiter_qk_rope_kvcache_q_concat_quant_mla_rotated,
         mla_decode.fused_aiter_qk_rope_kvcache_q_concat_quant_mla_rotated_fake,
+    ),
+    Op(
+        "unified_kv_cache_update(Tensor key, Tensor value, str layer_name) -> Tensor",
+        gqa.unified_kv_cache_update,
+        gqa.unified_kv_cache_update_fake,
+    ),
+    Op(
+        "unified_attention_with_output(Tensor query, Tensor key, Tensor value, "
+        "Tensor(a!) output, str layer_name, Tensor? kv_cache_dummy_dep=None) -> ()",
+        gqa.unified_attention_with_output,
+        gqa.unified_attention_with_output_fake,
+    ),
+    Op(
+        "fused_rope_and_unified_kv_cache_update(Tensor(a!) query, Tensor(b!) key, Tensor value, "
+        'Tensor positions, Tensor cos_sin_cache, bool is_neox, str layer_name="", '
+        "bool rope_in_fp32=True) -> Tensor",
+        gqa.fused_rope_and_unified_kv_cache_update,
+        gqa.fused_rope_and_unified_kv_cache_update_fake,
     ),
 )
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from mlalab.passes.fix_functionalization import FixFunctionalizationPass
 from mlalab.passes.fusion import Pass
 from mlalab.passes.mla_rope_kvcache_cat import MLARoPEKVCacheCatFusionPass
+from mlalab.passes.rope_kvcache import RopeKVCacheFusionPass
 from mlalab.passes.scatter_split import ScatterSplitReplacementPass
 
 PIPELINE: tuple[Pass, ...] = (
     ScatterSplitReplacementPass,
     MLARoPEKVCacheCatFusionPass,
+    RopeKVCacheFusionPass,
     FixFunctionalizationPass,
 )

@@ -45,7 +45,7 @@ def place_of(
     outputs = sorted(node for node in match.output_nodes() if node is not None)
     earlier = [n for n in _between(outputs[0], anchor) if _same_state(n, match)]
     last = max([*inputs, *earlier])
-    late = _dependents(match, outputs, up_to=last)
+    late = _dependents(outputs, up_to=last)
     for node in inputs:
         if node in late:
             return f"its input {node.name} depends on a result, so fusing would close a cycle"
@@ -77,13 +77,16 @@ def _same_state(node: fx.Node, match: pm.Match) -> bool:
     return names and node not in match.nodes
 
 
-def _dependents(match: pm.Match, outputs: Sequence[fx.Node], *, up_to: fx.Node) -> set[fx.Node]:
-    """Return the match's outputs and what outside it depends on them, as far as `up_to`."""
-    inside, found = set(match.nodes), {n for n in outputs if not n > up_to}
+def _dependents(outputs: Sequence[fx.Node], *, up_to: fx.Node) -> set[fx.Node]:
+    """Return the match's outputs and what depends on them, as far as `up_to`.
+
+    A node of the match may be among them, and stay for a reader outside the match.
+    """
+    found = {n for n in outputs if not n > up_to}
     queue = list(outputs)
     while queue:
         for user in queue.pop().users:
-            if user not in inside and user not in found and not user > up_to:
+            if user not in found and not user > up_to:
                 found.add(user)
                 queue.append(user)
     return found

@@ -13,11 +13,8 @@ from torch import fx
 from mlalab.graphs import fake_mode_of, value_of
 from mlalab.passes import matching, tracing
 from mlalab.passes.driver import verify
-from mlalab.passes.mla_rope_kvcache_cat import (
-    MLARoPEKVCacheCatFusionPass,
-    native_rope,
-    ops,
-)
+from mlalab.passes.mla_rope_kvcache_cat import MLARoPEKVCacheCatFusionPass
+from mlalab.passes.rope_forms import native_rope, ops
 from mlalab.rope import RotaryEmbedding
 from tests.passes.mutants import (
     LAYER,

@@ -9,12 +9,8 @@ from torch import fx
 from mlalab.graphs import aten, value_of, wrapped_op
 from mlalab.passes import placing
 from mlalab.passes.driver import verify
-from mlalab.passes.mla_rope_kvcache_cat import (
-    MLARoPEKVCacheCatFusionPass,
-    custom_rope,
-    native_rope,
-    ops,
-)
+from mlalab.passes.mla_rope_kvcache_cat import MLARoPEKVCacheCatFusionPass
+from mlalab.passes.rope_forms import custom_rope, native_rope, ops
 from mlalab.rope import RotaryEmbedding
 from tests.passes.mutants import LAYER, OTHER, lowered, run, tensors_of
 

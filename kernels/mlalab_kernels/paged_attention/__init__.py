@@ -1,0 +1,1 @@
+"""Grouped-query attention over the paged key and value cache."""

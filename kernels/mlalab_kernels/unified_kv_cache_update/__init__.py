@@ -1,0 +1,1 @@
+"""Key and value cache write of already rotated keys."""
