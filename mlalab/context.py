@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mlalab.cache import PagedLatentCache, slots_of
 from mlalab.errors import ContextError, InputError
+from mlalab.shapes import MLAShape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,9 @@ def make_batch(
 
 
 class AttentionLayer(Protocol):
-    """What the ops need of a layer."""
+    """What the ops and passes need of a layer."""
+
+    shape: MLAShape
 
     @property
     def kv_cache(self) -> PagedLatentCache:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from mlalab.passes.fix_functionalization import FixFunctionalizationPass
 from mlalab.passes.fusion import Pass
+from mlalab.passes.mla_aiter_qk_rope_kvcache import MLAAiterQkRopeKVCacheFusionPass
+from mlalab.passes.mla_decode_q_prep_lift import MLADecodeQPrepLiftPass
 from mlalab.passes.mla_rope_kvcache_cat import MLARoPEKVCacheCatFusionPass
 from mlalab.passes.scatter_split import ScatterSplitReplacementPass
 
 PIPELINE: tuple[Pass, ...] = (
     ScatterSplitReplacementPass,
     MLARoPEKVCacheCatFusionPass,
+    MLADecodeQPrepLiftPass,
+    MLAAiterQkRopeKVCacheFusionPass,
     # Last: a bare in-place op is a barrier that no pattern may match across.
     FixFunctionalizationPass,
 )
