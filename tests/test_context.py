@@ -89,3 +89,20 @@ def test_unknown_layer_lists_the_known_ones():
     assert context.layer("a.1") is context.layers["a.1"]
     with pytest.raises(ContextError, match=r"no layer 'a\.2'; it has: a\.0, a\.1"):
         context.layer("a.2")
+
+
+@pytest.mark.parametrize(
+    ("query_lens", "num_decodes", "length"),
+    [
+        ([1, 1, 1], 3, 1),
+        ([3], 1, 3),
+        ([1, 1], 1, None),
+        ([1, 2], 2, None),
+        ([2, 2], 0, None),
+        ([], 0, None),
+    ],
+)
+def test_a_batch_is_a_uniform_decode_batch_or_not(query_lens, num_decodes, length):
+    contexts = [4] * len(query_lens)
+    batch = make_batch(query_lens, contexts, num_decodes=num_decodes, block_size=4)
+    assert batch.uniform_query_len == length

@@ -29,7 +29,7 @@ from mlalab.graphs import (
 from mlalab.passes import tracing
 from mlalab.passes.explain import Miss, attempt, nearest_miss
 from mlalab.passes.fusion import Fusion, PassResult, Variant
-from mlalab.passes.placing import Place, place_of
+from mlalab.passes.placing import Place, Taken, place_of
 from mlalab.passes.tracing import dims, meaning
 from mlalab.passes.values import refresh
 from mlalab.recorder import watch
@@ -122,7 +122,7 @@ class FusionRun:
         if _signature(name, self._values(match)) != exact.signature:
             return Miss(name, anchor, "the inputs are of other sizes", 0)
         inputs = [match.kwargs[x] for x in self.fusion.tensors]
-        place = place_of(match, anchor, inputs, self._writes)
+        place = place_of(Taken.of(match), anchor, inputs, self._writes)
         if isinstance(place, str):
             return Miss(name, anchor, place, len(match.nodes) + 1)
         strings = [match.kwargs[x] for x in self.fusion.wildcards]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from mlalab.passes.fix_functionalization import FixFunctionalizationPass
 from mlalab.passes.fusion import Pass
+from mlalab.passes.mla_aiter_qk_rope_kvcache import MLAAiterQkRopeKVCacheFusionPass
+from mlalab.passes.mla_decode_q_prep_lift import MLADecodeQPrepLiftPass
 from mlalab.passes.mla_rope_kvcache_cat import MLARoPEKVCacheCatFusionPass
 from mlalab.passes.rope_kvcache import RopeKVCacheFusionPass
 from mlalab.passes.scatter_split import ScatterSplitReplacementPass
@@ -12,5 +14,7 @@ PIPELINE: tuple[Pass, ...] = (
     ScatterSplitReplacementPass,
     MLARoPEKVCacheCatFusionPass,
     RopeKVCacheFusionPass,
+    MLADecodeQPrepLiftPass,
+    MLAAiterQkRopeKVCacheFusionPass,
     FixFunctionalizationPass,
 )

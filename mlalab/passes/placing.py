@@ -7,11 +7,33 @@ takes over such an effect must keep it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 from torch._inductor import pattern_matcher as pm
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Nodes that a replacement takes the place of.
+
+    Args:
+        nodes: all of them.
+        outputs: those that are read from outside.
+        layer: the layer whose state they touch.
+    """
+
+    nodes: Collection[fx.Node]
+    outputs: Sequence[fx.Node]
+    layer: Any
+
+    @classmethod
+    def of(cls, match: pm.Match) -> Taken:
+        """Return what a match takes."""
+        outputs = [node for node in match.output_nodes() if node is not None]
+        return cls(set(match.nodes), outputs, match.kwargs.get("layer_name"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +55,17 @@ class Place:
 
 
 def place_of(
-    match: pm.Match, anchor: fx.Node, inputs: Sequence[fx.Node], writes: Sequence[fx.Node]
+    taken: Taken, anchor: fx.Node, inputs: Sequence[fx.Node], writes: Sequence[fx.Node]
 ) -> Place | str:
-    """Return where the replacement of `match` may stand, or why it may stand nowhere.
+    """Return where the replacement of `taken` may stand, or why it may stand nowhere.
 
     Args:
-        anchor: the matched node that touches the state of the layer that it names.
+        anchor: the node of them that touches the state of the layer that it names.
         inputs: what the replacement reads.
         writes: nodes of the graph that write in place.
     """
-    outputs = sorted(node for node in match.output_nodes() if node is not None)
-    earlier = [n for n in _between(outputs[0], anchor) if _same_state(n, match)]
+    outputs = sorted(taken.outputs)
+    earlier = [n for n in _between(outputs[0], anchor) if _same_state(n, taken)]
     last = max([*inputs, *earlier])
     late = _dependents(outputs, up_to=last)
     for node in inputs:
@@ -53,9 +75,9 @@ def place_of(
         if node in late:
             return f"{node.name} uses the state of the same layer first, and reads a result"
     for node in _between(anchor, last):
-        if node not in late and _same_state(node, match):
+        if node not in late and _same_state(node, taken):
             return f"an input is computed only after {node.name} used the state of the same layer"
-    start, end = min(match.nodes), max(anchor, last)
+    start, end = min(taken.nodes), max(anchor, last)
     for node in writes:
         if start < node < end:
             return f"{node.name}, in between, writes in place"
@@ -70,11 +92,11 @@ def _between(start: fx.Node, end: fx.Node) -> Iterator[fx.Node]:
         node = node.next
 
 
-def _same_state(node: fx.Node, match: pm.Match) -> bool:
-    """Return whether a node outside the match names the layer that the match names."""
-    layer = match.kwargs.get("layer_name")
+def _same_state(node: fx.Node, taken: Taken) -> bool:
+    """Return whether a node outside names the layer that is taken."""
+    layer = taken.layer
     names = layer is not None and (layer in node.args or layer in node.kwargs.values())
-    return names and node not in match.nodes
+    return names and node not in taken.nodes
 
 
 def _dependents(outputs: Sequence[fx.Node], *, up_to: fx.Node) -> set[fx.Node]:

@@ -65,12 +65,14 @@ def span_of(base: Any, dim: int, start: Any, end: Any, step: int = 1) -> Span | 
     return Span(dim, start, max(start, end))
 
 
-def _slice_span(node: fx.Node) -> Span | None:
+def slice_span(node: fx.Node) -> Span | None:
+    """Return what a slice takes of its base."""
     base, *bounds = node.args
     return span_of(base, *_with_defaults(bounds))
 
 
-def _scatter_span(node: fx.Node) -> Span | None:
+def scatter_span(node: fx.Node) -> Span | None:
+    """Return what a scatter overwrites of its base."""
     base, _, *bounds = node.args
     return span_of(base, *_with_defaults(bounds))
 
@@ -81,7 +83,8 @@ def _with_defaults(bounds: list[Any]) -> tuple[Any, Any, Any, Any]:
     return given.get("dim", 0), given.get("start"), given.get("end"), given.get("step", 1)
 
 
-def _split_span(node: fx.Node) -> Span | None:
+def split_span(node: fx.Node) -> Span | None:
+    """Return what an item of a split takes of the split's base."""
     split, index = node.args
     base, sizes, *rest = split.args
     if not all(isinstance(s, int) for s in sizes):
@@ -106,7 +109,7 @@ def _read(node: fx.Node, source: Any, span: Span | None) -> fx.Node | None:
     """A read of a scattered tensor: the scattered value, or a read of what lay under it."""
     if span is None or not is_call(source, aten.slice_scatter.default):
         return None
-    written = _scatter_span(source)
+    written = scatter_span(source)
     if written == span:
         return source.args[1]
     if written is not None and written.disjoint(span):
@@ -115,14 +118,14 @@ def _read(node: fx.Node, source: Any, span: Span | None) -> fx.Node | None:
 
 
 def _slice(node: fx.Node) -> fx.Node | None:
-    return _read(node, node.args[0], _slice_span(node))
+    return _read(node, node.args[0], slice_span(node))
 
 
 def _split_item(node: fx.Node) -> fx.Node | None:
     split = node.args[0]
     if not is_call(split, aten.split_with_sizes.default):
         return None
-    return _read(node, split.args[0], _split_span(node))
+    return _read(node, split.args[0], split_span(node))
 
 
 def _scatter(node: fx.Node) -> fx.Node | None:
@@ -131,8 +134,8 @@ def _scatter(node: fx.Node) -> fx.Node | None:
     own = region_of(source) if isinstance(source, fx.Node) else None
     if own is not None and own.same_as(Region.of(overwritten(node))):
         return base
-    span = _scatter_span(node)
-    if is_call(base, aten.slice_scatter.default) and span == _scatter_span(base) is not None:
+    span = scatter_span(node)
+    if is_call(base, aten.slice_scatter.default) and span == scatter_span(base) is not None:
         if base.args[1] is source:
             return base
         if lie_alike(value_of(base), value_of(base.args[0])):

@@ -50,8 +50,27 @@ def arguments_of(
     k_pe_any = k_pe if k_pe_2d else k_pe.unsqueeze(1)
     positions = 1 + torch.randint(SHAPE.max_position_embeddings - 1, (tokens,))
     table = layer.rotary_emb.cos_sin_cache
-    kv_cache_dtype = layer.options.kv_cache_dtype
     output = torch.full((tokens, SHAPE.num_heads * SHAPE.v_head_dim), torch.nan).to(dtype)
+    given = {
+        **{"q": q, "q_pe": q_pe, "kv_c": kv_c, "k_pe": k_pe, "positions": positions},
+        **{"k_pe_any": k_pe_any, "table": table, "output": output},
+    }
+    return _by_op(layer, **given)[op]
+
+
+def _by_op(
+    layer: MLAAttention,
+    *,
+    q: Tensor,
+    q_pe: Tensor,
+    kv_c: Tensor,
+    k_pe: Tensor,
+    k_pe_any: Tensor,
+    positions: Tensor,
+    table: Tensor,
+    output: Tensor,
+) -> dict[str, dict[str, Any]]:
+    rope, kv_cache_dtype = SHAPE.qk_rope_head_dim, layer.options.kv_cache_dtype
     every = {
         "rotary_embedding": {
             **{"positions": positions, "query": q_pe, "key": k_pe_any, "head_size": rope},
@@ -77,7 +96,7 @@ def arguments_of(
         **{"positions": positions, "cos_sin_cache": table, "is_neox": False},
         **{"kv_cache_dtype": kv_cache_dtype, "k_scale": layer.k_scale, "layer_name": NAME},
     }
-    return every[op]
+    return every
 
 
 def bits(x: Tensor) -> Tensor:

@@ -1,0 +1,65 @@
+"""The decode query's preparation, out of the attention op and into the graph (seed 001).
+
+Before:  q ──────────────────────────────────► attention(q, …)
+After:   q ─► mla_decode_q_prep(q, layer) ─┐
+         q ────────────────────────────────┴─► attention(q, …, q_prepped=…)
+
+Alone it saves nothing: it lets the next fusion see what each layer computes inside.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from mlalab.errors import MlalabError
+from mlalab.graphs import fake_mode_of, inherit_origin, layer_of, value_of
+from mlalab.passes.attention import attentions, change_arguments
+from mlalab.passes.fusion import GraphFusion, PassResult
+from mlalab.records import MatchRecord, Refusal
+
+_PREP = torch.ops.mlalab.mla_decode_q_prep
+
+
+def lift(graph: fx.Graph) -> PassResult:
+    """Put a preparation in front of each attention that has none, in place."""
+    matches, refusals = [], []
+    for node, arguments in list(attentions(graph)):
+        if arguments.get("q_prepped") is not None:
+            continue
+        layer, q = layer_of(node), arguments["q"]
+        prepared = _prepared(q, layer)
+        if isinstance(prepared, str):
+            refusals.append(Refusal(node=node.name, layer=layer, reason=prepared))
+            continue
+        with graph.inserting_before(node):
+            prep = graph.call_function(_PREP.default, (q, layer))
+        prep.meta["val"] = prepared
+        inherit_origin([prep], source=node)
+        change_arguments(node, q_prepped=prep)
+        names = {"matched": (node.name,), "created": (prep.name,)}
+        matches.append(MatchRecord(layer=layer or "", variant="mla_decode_q_prep", **names))
+    return PassResult(tuple(matches), tuple(refusals))
+
+
+def _prepared(q: object, layer: str | None) -> Tensor | str:
+    """Return the fake value of the prepared query, or why there can be none."""
+    value = value_of(q) if isinstance(q, fx.Node) else None
+    if not isinstance(value, Tensor):
+        return "it has no query to prepare"
+    try:
+        with fake_mode_of(value):
+            return _PREP.default(value, layer)
+    except MlalabError as error:
+        return str(error)
+
+
+MLADecodeQPrepLiftPass = GraphFusion(
+    name="MLADecodeQPrepLiftPass",
+    note="The decode query's preparation leaves the attention op and becomes a node.",
+    flags=("fuse_aiter_qk_rope_kvcache_mla",),
+    max_tokens="aiter_qk_rope_kvcache_fusion_max_token_num",
+    decode_only=True,
+    serves="mla",
+    run=lift,
+)
