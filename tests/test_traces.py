@@ -27,8 +27,8 @@ def test_steps_are_found_by_position_and_by_name(trace):
     assert trace[0].name == "dynamo"
     assert trace[FUSION] is trace[2]
     assert trace.before(FUSION) is trace[1]
-    assert [step.name for step in trace] == ["dynamo", "aot", FUSION, FIX]
-    assert len(trace) == 4
+    assert [step.name for step in trace] == ["dynamo", "aot", FUSION, "RopeKVCacheFusionPass", FIX]
+    assert len(trace) == 5
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from mlalab.passes.pipeline import PIPELINE
 from mlalab.recorder import Recorder
 from mlalab.workbench import build
 
-FUSION = PIPELINE[1]
+FUSION = next(p for p in PIPELINE if p.name == "MLARoPEKVCacheCatFusionPass")
 
 
 def cleanup(name, run, **options):
