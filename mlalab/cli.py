@@ -46,9 +46,9 @@ def _trace(arguments: argparse.Namespace) -> int:
         _say("running every step's graph on the same random input ...")
         result.check()
     print(result)
-    for step in result.steps:
-        if step.kind == "fusion":
-            print(f"\n{result.why(step.name)}")
+    fusions = [step.name for step in result.steps if step.kind == "fusion"]
+    for name in (*fusions, *result.skipped):
+        print(f"\n{result.why(name)}")
     for path, write in ((arguments.html, result.to_html), (arguments.json, result.save)):
         if path is not None:
             write(path)

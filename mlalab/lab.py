@@ -117,6 +117,7 @@ def record(
         backend.recorders[0].steps,
         {"model": name, "tokens": size, "mode": mode, **_facts(bench)},
         Replay(bench, compiled, backend) if keep_graphs else None,
+        backend.recorders[0].skipped,
     )
 
 

@@ -91,6 +91,8 @@ class Recorder:
     def __init__(self, *, keep_graphs: bool = True) -> None:
         self.steps: list[StepRecord] = []
         self.graphs: list[fx.GraphModule] = []
+        self.skipped: dict[str, StepStatus] = {}
+        """Passes that did not run, and why not."""
         self.keep_graphs = keep_graphs
 
     def capture(self, name: str, gm: fx.GraphModule, note: str) -> None:
@@ -114,6 +116,8 @@ class Recorder:
             yield draft
         seconds = time.perf_counter() - start
         if not draft.keep_unchanged and not events.any:
+            if draft.status != "applied":
+                self.skipped[name] = draft.status
             return
         step = StepRecord(
             name=name,

@@ -21,13 +21,14 @@ from mlalab.records import (
     NodeRecord,
     Refusal,
     StepRecord,
+    StepStatus,
     TensorDiff,
 )
 
 if TYPE_CHECKING:
     from mlalab.viz.show import Figure
 
-FORMAT = "mlalab-trace-1"
+FORMAT = "mlalab-trace-2"
 _NOT_RUN = {
     "disabled": "was switched off by the configuration",
     "out of range": "does not apply to this range of token counts",
@@ -55,8 +56,11 @@ class Trace:
         steps: Sequence[StepRecord],
         meta: Mapping[str, str],
         checker: Checker | None = None,
+        skipped: Mapping[str, StepStatus] | None = None,
     ) -> None:
         self.title, self.steps, self.meta = title, tuple(steps), dict(meta)
+        self.skipped = dict(skipped or {})
+        """Passes that did not run, and why not."""
         self._checker = checker
         self.compiled: CheckRecord | None = None
         """What really runs (the generated code, in inductor mode) against the last step's graph."""
@@ -74,9 +78,15 @@ class Trace:
 
     def _index(self, name: str) -> int:
         names = [step.name for step in self.steps]
+        if name in self.skipped:
+            raise TraceError(f"{name} {_NOT_RUN[self.skipped[name]]}, so it has no step here.")
         if name not in names:
             raise TraceError(f"This trace has no step {name!r}; its steps are {', '.join(names)}.")
         return names.index(name)
+
+    def status_of(self, name: str) -> StepStatus:
+        """Return what became of the pass called `name`, also when it did not run."""
+        return self.skipped[name] if name in self.skipped else self[name].status
 
     def before(self, name: str) -> StepRecord:
         """Return the step before the one called `name`."""
@@ -143,11 +153,11 @@ class Trace:
         """Explain, layer by layer, what the pass called `name` did not do and why."""
         from mlalab.viz.text import why_text
 
+        if name in self.skipped:
+            return f"{name} {_NOT_RUN[self.skipped[name]]}."
         step = self[name]
         if step.refusals:
             return why_text(step.refusals)
-        if step.status in _NOT_RUN:
-            return f"{name} {_NOT_RUN[step.status]}."
         if step.matches:
             return f"{name} left nothing out: it matched {len(step.matches)} place(s)."
         return f"{name} found nothing to match: the graph calls none of the ops it starts from."
@@ -168,6 +178,7 @@ class Trace:
             "version": __version__,
             "title": self.title,
             "meta": self.meta,
+            "skipped": self.skipped,
             "steps": [dataclasses.asdict(step) for step in self.steps],
         }
         write_whole(Path(path), json.dumps(document, indent=1) + "\n")
@@ -186,7 +197,7 @@ class Trace:
                     f"{path} has format {document['format']!r}; this mlalab reads {FORMAT!r}."
                 )
             steps = [_step(step) for step in document["steps"]]
-            return cls(document["title"], steps, document["meta"])
+            return cls(document["title"], steps, document["meta"], None, document["skipped"])
         except OSError as error:
             raise TraceError(f"Cannot read {path}: {error.strerror}.") from error
         except (ValueError, KeyError, TypeError) as error:

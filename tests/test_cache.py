@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mlalab import cache as cache_module
-from mlalab.cache import PagedLatentCache, slots_of
+from mlalab.cache import PagedKVCache, PagedLatentCache, slots_of
 from mlalab.errors import ConfigError, InputError
 
 
@@ -29,6 +29,17 @@ def test_fp8_is_bytes_viewed_without_a_copy(monkeypatch, typed):
     assert cache.rows_SC.data_ptr() == cache.storage_BKC.data_ptr()
     cache.storage_BKC[1, 2] = torch.arange(10, dtype=torch.uint8)
     assert torch.equal(cache.rows_SC[6].view(torch.uint8), torch.arange(10, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
+def test_keys_and_values_lie_one_after_the_other(kv_cache_dtype):
+    cache = PagedKVCache(3, 4, 2, 10, kv_cache_dtype=kv_cache_dtype, dtype=torch.bfloat16)
+    assert cache.storage.shape == cache.typed.shape == (2, 3, 4, 2, 10)
+    assert cache.storage.dtype == {"auto": torch.bfloat16, "fp8": torch.uint8}[kv_cache_dtype]
+    assert cache.typed.dtype == cache.typed_dtype != torch.uint8
+    assert (cache.block_size, cache.num_slots) == (4, 12)
+    assert cache.typed.data_ptr() == cache.storage.data_ptr()
+    assert not cache.storage.any()
 
 
 def test_the_storage_dtype_is_one_of_two():

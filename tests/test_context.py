@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,8 +85,18 @@ def test_a_context_belongs_to_its_thread():
     assert isinstance(seen[0], ContextError)
 
 
+LAYER = SimpleNamespace(kind="gqa")
+
+
+def test_an_op_for_another_kind_of_layer_is_refused():
+    context = ForwardContext(layers={"a": LAYER})
+    assert context.layer("a", "gqa") is LAYER
+    with pytest.raises(ContextError, match=r"Layer 'a' is of kind 'gqa' .* layers of kind 'mla'"):
+        context.layer("a")
+
+
 def test_unknown_layer_lists_the_known_ones():
-    context = ForwardContext(layers={"a.0": object(), "a.1": object()})
+    context = ForwardContext(layers={"a.0": LAYER, "a.1": SimpleNamespace(kind="mla")})
     assert context.layer("a.1") is context.layers["a.1"]
     with pytest.raises(ContextError, match=r"no layer 'a\.2'; it has: a\.0, a\.1"):
         context.layer("a.2")

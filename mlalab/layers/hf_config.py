@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mlalab.errors import CheckpointError, ConfigError
-from mlalab.shapes import MLAShape, RopeSpec
+from mlalab.shapes import AttentionShape, GQAShape, MLAShape, RopeSpec
 
-SUPPORTED_MODEL_TYPES = ("deepseek_v2", "deepseek_v3", "kimi_k2")
+_MLA_MODEL_TYPES = ("deepseek_v2", "deepseek_v3", "kimi_k2")
+SUPPORTED_MODEL_TYPES = (*_MLA_MODEL_TYPES, "llama")
 
 # DeepSeek's own code, vLLM and transformers build q_a_layernorm and kv_a_layernorm with their
 # class default and never pass them the config's rms_norm_eps, so the same goes here.
@@ -31,6 +32,14 @@ _SIZES: Mapping[str, str] = {
     "v_head_dim": "v_head_dim",
     "kv_lora_rank": "kv_lora_rank",
     "q_lora_rank": "q_lora_rank",
+    "max_position_embeddings": "max_position_embeddings",
+    "num_hidden_layers": "num_layers",
+}
+
+# config.json → GQAShape
+_GQA_SIZES: Mapping[str, str] = {
+    "hidden_size": "hidden_size",
+    "num_attention_heads": "num_heads",
     "max_position_embeddings": "max_position_embeddings",
     "num_hidden_layers": "num_layers",
 }
@@ -69,7 +78,7 @@ class HFConfig:
         """Raise a CheckpointError that starts with the file's path."""
         raise CheckpointError(f"'{self.path}': {problem}")
 
-    def shape(self) -> MLAShape:
+    def shape(self) -> AttentionShape:
         """Return the sizes of the model's attention layers."""
         model_type = self.values.get("model_type")
         if model_type not in SUPPORTED_MODEL_TYPES:
@@ -77,18 +86,31 @@ class HFConfig:
                 f"model_type {model_type!r} is not supported; "
                 f"supported: {', '.join(SUPPORTED_MODEL_TYPES)}."
             )
-        missing = [key for key in _SIZES if key not in self.values]
-        if missing:
-            self.refuse(f"key {missing[0]!r} is missing; take the model's own config.json.")
+        is_mla = model_type in _MLA_MODEL_TYPES
+        sizes = self._sizes(_SIZES if is_mla else _GQA_SIZES)
+        rope, bias = self._rope(), self._flag("attention_bias", False)
         try:
-            return MLAShape(
-                **{field: self.values[key] for key, field in _SIZES.items()},
-                rope=self._rope(),
-                rms_norm_eps=_LATENT_NORM_EPS,
-                attention_bias=self._flag("attention_bias", False),
-            )
+            if is_mla:
+                return MLAShape(
+                    **sizes, rope=rope, rms_norm_eps=_LATENT_NORM_EPS, attention_bias=bias
+                )
+            return GQAShape(**sizes, **self._heads(), rope=rope, attention_bias=bias)
         except ConfigError as error:
             raise CheckpointError(f"'{self.path}': {error}") from error
+
+    def _sizes(self, names: Mapping[str, str]) -> dict[str, Any]:
+        missing = [key for key in names if key not in self.values]
+        if missing:
+            self.refuse(f"key {missing[0]!r} is missing; take the model's own config.json.")
+        return {field: self.values[key] for key, field in names.items()}
+
+    def _heads(self) -> dict[str, Any]:
+        """Return the sizes that old files of Llama leave out, as its code fills them in."""
+        heads, head_dim = self.values["num_attention_heads"], self.values.get("head_dim")
+        if head_dim is None and isinstance(heads, int) and heads > 0:
+            head_dim = self.values["hidden_size"] // heads
+        kv_heads = self.values.get("num_key_value_heads")
+        return {"num_kv_heads": heads if kv_heads is None else kv_heads, "head_dim": head_dim}
 
     def fp8_block(self) -> tuple[int, int] | None:
         """Return the block of weights that shares a scale, or None for plain weights."""
@@ -131,12 +153,14 @@ class HFConfig:
         if rope.get("partial_rotary_factor", 1) != 1:
             self.refuse(f"{name} has partial_rotary_factor other than 1, which is not supported.")
         theta = rope.get("rope_theta", self.values.get("rope_theta", 10000.0))
-        # Only V3's code has the switch; V2 always pairs neighbours.
-        has_switch = self.values["model_type"] != "deepseek_v2"
+        # Of DeepSeek's only V3's code has the switch; V2 always pairs neighbours, Llama never.
+        model_type = self.values["model_type"]
+        has_switch = model_type not in ("deepseek_v2", "llama")
+        interleaved = self._flag("rope_interleave", True) if has_switch else model_type != "llama"
         return RopeSpec(
             kind="yarn" if is_yarn else "default",
             theta=float(self._number("rope_theta", theta, positive=True)),
-            is_neox=has_switch and not self._flag("rope_interleave", True),
+            is_neox=not interleaved,
             **(self._yarn(name, rope) if is_yarn else {}),
         )
 

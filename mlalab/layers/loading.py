@@ -3,7 +3,7 @@
 Only that layer's tensors are read, however large the checkpoint. The layer is built after every
 tensor has been found, read and checked, so that a bad checkpoint leaves nothing half-built.
 
-    layer = load_attention("DeepSeek-V3", layer=3, options=MLAOptions(dtype=torch.bfloat16))
+    layer = load_attention("DeepSeek-V3", layer=3, options=LayerOptions(dtype=torch.bfloat16))
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from torch import Tensor
 
 from mlalab.errors import CheckpointError
 from mlalab.layers.hf_config import HFConfig, read_json
-from mlalab.layers.mla import MLAAttention, MLAOptions
-from mlalab.shapes import MLAShape
+from mlalab.layers.kinds import Attention, attention_of
+from mlalab.layers.options import LayerOptions
+from mlalab.shapes import AttentionShape, GQAShape
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -31,7 +32,7 @@ _PREFIXES = ("model.", "")
 _FP8 = torch.float8_e4m3fn
 
 
-def read_shape(model_dir: str | os.PathLike[str]) -> MLAShape:
+def read_shape(model_dir: str | os.PathLike[str]) -> AttentionShape:
     """Return the attention sizes of the model in `model_dir`, from its `config.json` alone.
 
     Raises:
@@ -44,8 +45,8 @@ def load_attention(
     model_dir: str | os.PathLike[str],
     layer: int = 0,
     *,
-    options: MLAOptions = MLAOptions(),  # noqa: B008  frozen
-) -> MLAAttention:
+    options: LayerOptions = LayerOptions(),  # noqa: B008  frozen
+) -> Attention:
     """Return attention layer number `layer` of the model in `model_dir`, all heads of it.
 
     Weights are converted to `options.dtype`; block-quantised FP8 weights are dequantised first.
@@ -67,19 +68,35 @@ def load_attention(
     name = f"layers.{layer}.self_attn"
     prefix = reader.prefix_of(name)
     weights = {
-        parameter: reader.read(f"{prefix}{name}.{parameter}", size).to(options.dtype)
+        parameter: torch.cat(
+            [
+                reader.read(f"{prefix}{name}.{part}", size).to(options.dtype)
+                for part, size in _parts(shape, parameter, size).items()
+            ]
+        )
         for parameter, size in _parameter_sizes(shape).items()
     }
-    attention = MLAAttention(shape, f"model.{name}", options)
+    attention = attention_of(shape, f"model.{name}", options)
     attention.load_state_dict(weights)
     return attention
 
 
-def _parameter_sizes(shape: MLAShape) -> dict[str, tuple[int, ...]]:
+def _parameter_sizes(shape: AttentionShape) -> dict[str, tuple[int, ...]]:
     """Return the name and size of every weight of such a layer, without allocating any."""
     no_rope = replace(shape, rope=replace(shape.rope, kind="none"))
-    empty = MLAAttention(no_rope, options=MLAOptions(device="meta"))
+    empty = attention_of(no_rope, "", LayerOptions(device="meta"))
     return {name: tuple(parameter.shape) for name, parameter in empty.named_parameters()}
+
+
+def _parts(
+    shape: AttentionShape, parameter: str, size: tuple[int, ...]
+) -> dict[str, tuple[int, ...]]:
+    """Return name and size of the checkpoint's tensors that make up a parameter, joined by rows."""
+    module, _, kind = parameter.partition(".")
+    if module != "qkv_proj" or not isinstance(shape, GQAShape):
+        return {parameter: size}
+    rows = {"q_proj": shape.q_size, "k_proj": shape.kv_size, "v_proj": shape.kv_size}
+    return {f"{part}.{kind}": (count, *size[1:]) for part, count in rows.items()}
 
 
 def _tensor_files(model_dir: Path) -> Mapping[str, Path]:

@@ -90,10 +90,11 @@ class PassDriver(CustomGraphPass):
 
     def _run(self, pass_: Pass, graph: fx.Graph, draft: StepDraft) -> None:
         draft.note = pass_.note
-        # A clean-up that found nothing to clean is not worth a step; a fusion always is.
-        draft.keep_unchanged = not isinstance(pass_, CleanUp)
         draft.status = self.gate(pass_)
-        if draft.status != "applied":
+        ran = draft.status == "applied"
+        # A clean-up that found nothing to clean is not worth a step; a fusion that ran always is.
+        draft.keep_unchanged = ran and not isinstance(pass_, CleanUp)
+        if not ran:
             return
         result = pass_.apply(graph)
         draft.matches, draft.refusals = result.matches, result.refusals

@@ -12,12 +12,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mlalab.context import forward_context
 from mlalab.errors import ContextError
 from mlalab.ops import OPS, Op
-from tests.ops.cases import arguments_of, bits, context_of, make_layer
+from tests.ops import cases, gqa_cases
+from tests.ops.cases import bits, context_of
 
 NAMES = [op.name for op in OPS]
 TOKENS = [0, 1, 3, 63]
-BY_LAYER = NAMES[4:]
+BY_LAYER = [name for name in NAMES if name.startswith(("mla_decode", "fused_aiter"))]
 """Ops whose results depend on the layer, so that even a fake needs a context."""
+
+
+def cases_of(name):
+    return cases if name == "rotary_embedding" or "mla" in name else gqa_cases
 
 
 def overload(name):
@@ -39,6 +44,9 @@ def test_the_ops_are_these():
         "mla_decode_q_prep",
         "fused_aiter_qk_rope_kvcache_q_concat_quant_mla",
         "fused_aiter_qk_rope_kvcache_q_concat_quant_mla.rotated",
+        "unified_kv_cache_update",
+        "unified_attention_with_output",
+        "fused_rope_and_unified_kv_cache_update",
     ]
     assert all(isinstance(op, Op) for op in OPS)
 
@@ -70,8 +78,8 @@ def describe(value):
 @pytest.mark.parametrize("tokens", TOKENS)
 @pytest.mark.parametrize("name", NAMES)
 def test_fake_is_like_real(name, tokens, strided, kv_cache_dtype):
-    layer = make_layer(kv_cache_dtype=kv_cache_dtype, dtype=torch.bfloat16)
-    arguments = arguments_of(name, layer, tokens, strided=strided)
+    layer = cases_of(name).make_layer(kv_cache_dtype=kv_cache_dtype, dtype=torch.bfloat16)
+    arguments = cases_of(name).arguments_of(name, layer, tokens, strided=strided)
     with forward_context(context_of(layer, tokens)):
         real = overload(name)(**arguments)
     with FakeTensorMode() as mode:
@@ -102,17 +110,17 @@ def changed_by(function, arguments, context):
 @pytest.mark.parametrize("tokens", [1, 3, 63])
 @pytest.mark.parametrize("name", NAMES)
 def test_exactly_the_declared_arguments_change(name, tokens, k_pe_2d):
-    layer = make_layer()
-    arguments = arguments_of(name, layer, tokens, k_pe_2d=k_pe_2d)
+    layer = cases_of(name).make_layer()
+    arguments = cases_of(name).arguments_of(name, layer, tokens, k_pe_2d=k_pe_2d)
     changed = changed_by(overload(name), arguments, context_of(layer, tokens))
     assert changed == written_by_schema(name)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_undeclared_write_is_noticed(name):
-    layer = make_layer()
-    arguments = arguments_of(name, layer, 3)
-    read_only = next(key for key in ("positions", "kv_c", "q") if key in arguments)
+    layer = cases_of(name).make_layer()
+    arguments = cases_of(name).arguments_of(name, layer, 3)
+    read_only = next(x for x in ("positions", "kv_c", "value", "q") if x in arguments)
 
     def writes_too_much(**arguments):
         overload(name)(**arguments)
@@ -125,22 +133,22 @@ def test_an_undeclared_write_is_noticed(name):
 @pytest.mark.parametrize("tokens", [1, 3])
 @pytest.mark.parametrize("name", NAMES)
 def test_opcheck(name, tokens):
-    layer = make_layer()
-    arguments = arguments_of(name, layer, tokens, strided=False)
+    layer = cases_of(name).make_layer()
+    arguments = cases_of(name).arguments_of(name, layer, tokens, strided=False)
     with forward_context(context_of(layer, tokens)):
         torch.library.opcheck(overload(name), (), arguments)
 
 
 @pytest.mark.parametrize("name", NAMES[1:])
 def test_ops_that_need_a_context_say_so(name):
-    layer = make_layer()
+    layer = cases_of(name).make_layer()
     with pytest.raises(ContextError, match="found no forward context"):
-        overload(name)(**arguments_of(name, layer, 3))
+        overload(name)(**cases_of(name).arguments_of(name, layer, 3))
 
 
 def test_rotation_needs_no_context():
-    layer = make_layer()
-    arguments = arguments_of("rotary_embedding", layer, 3)
+    layer = cases.make_layer()
+    arguments = cases.arguments_of("rotary_embedding", layer, 3)
     before = arguments["query"].clone()
     assert overload("rotary_embedding")(**arguments) is None
     assert not torch.equal(arguments["query"], before)
@@ -148,8 +156,11 @@ def test_rotation_needs_no_context():
 
 @pytest.mark.parametrize("name", NAMES[1:])
 def test_an_unknown_layer_is_named(name):
-    layer = make_layer()
-    arguments = {**arguments_of(name, layer, 3), "layer_name": "model.layers.9.self_attn"}
+    layer = cases_of(name).make_layer()
+    arguments = {
+        **cases_of(name).arguments_of(name, layer, 3),
+        "layer_name": "model.layers.9.self_attn",
+    }
     with (
         forward_context(context_of(layer, 3)),
         pytest.raises(ContextError, match=r"no layer 'model\.layers\.9\.self_attn'; it has: "),

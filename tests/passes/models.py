@@ -194,7 +194,7 @@ def outcome(bench: Workbench, function: Any, step: tuple[ForwardContext, Tensor,
     bench.randomise(1)
     with torch.no_grad(), forward_context(context):
         output = function(positions.clone(), hidden.clone())
-    caches = {layer.layer_name: layer.kv_cache.storage_BKC.clone() for layer in bench.layers}
+    caches = {layer.layer_name: layer.kv_cache.storage.clone() for layer in bench.layers}
     return {"output": output, **caches}
 
 

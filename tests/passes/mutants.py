@@ -43,6 +43,7 @@ class _Probe(nn.Module):
 @dataclass(slots=True)
 class _Layer:
     kv_cache: PagedLatentCache
+    kind: str = "mla"
 
 
 def pattern_of(variant: Variant) -> Callable[..., Any]:

@@ -50,7 +50,7 @@ def test_each_attention_gets_one(dynamic, kv_cache_dtype):
     ],
 )
 def test_gates(arguments, status):
-    assert record(stand(chain), **arguments)[MLADecodeQPrepLiftPass.name].status == status
+    assert record(stand(chain), **arguments).status_of(MLADecodeQPrepLiftPass.name) == status
 
 
 def test_the_largest_range_is_respected_and_none_means_any():
@@ -58,7 +58,7 @@ def test_the_largest_range_is_respected_and_none_means_any():
         config = PassConfig(
             fuse_aiter_qk_rope_kvcache_mla=True, aiter_qk_rope_kvcache_fusion_max_token_num=limit
         )
-        assert record(stand(chain), config=config)[MLADecodeQPrepLiftPass.name].status == status
+        assert record(stand(chain), config=config).status_of(MLADecodeQPrepLiftPass.name) == status
 
 
 def test_by_default_the_batch_decides_whether_a_graph_is_decode_only():
@@ -66,7 +66,7 @@ def test_by_default_the_batch_decides_whether_a_graph_is_decode_only():
     for lengths, decodes, status in (([2, 2, 1], 3, "not decode only"), ([5], 1, "applied")):
         bench.metadata = make_batch(lengths, [1] * len(lengths), num_decodes=decodes, block_size=16)
         bench.slot_mapping = bench.metadata.slot_mapping(BLOCK_SIZE)
-        assert record(bench, config=ON)[MLADecodeQPrepLiftPass.name].status == status
+        assert record(bench, config=ON).status_of(MLADecodeQPrepLiftPass.name) == status
 
 
 def lifted_by_hand(prepare=lambda node: None, layers=None):

@@ -117,7 +117,7 @@ def test_inputs_that_the_kernel_is_not_made_for_are_refused(place, shape):
 
 def test_switched_off_it_leaves_the_graph_alone():
     trace = fuse(stand(chain), config=PassConfig(fuse_rope_kvcache_cat_mla=False))
-    assert trace[FUSION].status == "disabled"
+    assert trace.skipped[FUSION] == "disabled"
     assert FUSED not in [node.target for node in trace[-1].nodes]
 
 

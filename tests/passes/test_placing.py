@@ -74,6 +74,25 @@ def test_inputs_computed_late_are_waited_for(rope):
     assert names(graph) == [FUSED]
 
 
+def test_a_matched_node_that_somebody_else_reads_moves_with_the_rest():
+    """The squeezed key belongs to the pattern, stands early, and another op reads it."""
+
+    def function(positions, q_pe, k_pe, kv_c, table, scale):
+        q_rot, k_rot = ROPES["custom op"](positions, q_pe, k_pe, table)
+        flat = k_rot.squeeze(1)
+        return write(kv_c.exp(), flat, scale), q_rot, flat.cos()
+
+    def latent_last(graph):
+        (anchor,) = anchors(graph)
+        after = [anchor.args[0], anchor, *(n for n in graph.nodes if n.target == aten.cos.default)]
+        for node in after:
+            graph.output_node().prepend(node)
+
+    graph, result = apply(function, latent_last)
+    assert len(result.matches) == 1
+    assert names(graph) == [FUSED]
+
+
 def crossing(rope, layer):
     """Return a function with two writes, and what puts the first of them after the rope."""
 
