@@ -5,10 +5,14 @@ from __future__ import annotations
 from mlalab.passes.fix_functionalization import FixFunctionalizationPass
 from mlalab.passes.fusion import Pass
 from mlalab.passes.mla_rope_kvcache_cat import MLARoPEKVCacheCatFusionPass
+from mlalab.passes.noop_elimination import NoOpEliminationPass
 from mlalab.passes.rope_kvcache import RopeKVCacheFusionPass
 from mlalab.passes.scatter_split import ScatterSplitReplacementPass
+from mlalab.passes.split_coalescing import SplitCoalescingPass
 
 PIPELINE: tuple[Pass, ...] = (
+    NoOpEliminationPass,
+    SplitCoalescingPass,
     ScatterSplitReplacementPass,
     MLARoPEKVCacheCatFusionPass,
     RopeKVCacheFusionPass,
