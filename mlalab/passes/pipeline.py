@@ -7,10 +7,14 @@ from mlalab.passes.fusion import Pass
 from mlalab.passes.mla_aiter_qk_rope_kvcache import MLAAiterQkRopeKVCacheFusionPass
 from mlalab.passes.mla_decode_q_prep_lift import MLADecodeQPrepLiftPass
 from mlalab.passes.mla_rope_kvcache_cat import MLARoPEKVCacheCatFusionPass
+from mlalab.passes.noop_elimination import NoOpEliminationPass
 from mlalab.passes.rope_kvcache import RopeKVCacheFusionPass
 from mlalab.passes.scatter_split import ScatterSplitReplacementPass
+from mlalab.passes.split_coalescing import SplitCoalescingPass
 
 PIPELINE: tuple[Pass, ...] = (
+    NoOpEliminationPass,
+    SplitCoalescingPass,
     ScatterSplitReplacementPass,
     MLARoPEKVCacheCatFusionPass,
     RopeKVCacheFusionPass,

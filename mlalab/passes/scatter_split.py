@@ -14,26 +14,18 @@ dimension.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
 
 from mlalab.compile.config import FUSION_FLAGS
-from mlalab.graphs import (
-    SHAPE_ONLY,
-    aten,
-    erase_dead,
-    is_call,
-    storage_key,
-    value_of,
-    written_nodes,
-)
-from mlalab.passes.aliasing import Region, gives_new_sharing, region_of
+from mlalab.graphs import SHAPE_ONLY, aten, erase_dead, is_call, value_of
+from mlalab.passes.aliasing import Region, region_of
 from mlalab.passes.fusion import CleanUp, PassResult
+from mlalab.passes.rules import Rules, rewrite, unchanged_shape
 from mlalab.passes.scatters import overwritten
-from mlalab.passes.values import lie_alike, may_stand_for, refresh_stale, replace, same
+from mlalab.passes.values import lie_alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +85,6 @@ def split_span(node: fx.Node) -> Span | None:
     return span_of(base, rest[0] if rest else 0, start, start + sizes[index])
 
 
-def _shape_only(node: fx.Node) -> fx.Node | None:
-    """A chain of reshapes that ends in the shape it began with is its own beginning."""
-    shape, source = value_of(node).shape, node.args[0]
-    while isinstance(source, fx.Node) and isinstance(value_of(source), Tensor):
-        if same(value_of(source).shape, shape):
-            return source
-        if not is_call(source, *SHAPE_ONLY):
-            return None
-        source = source.args[0]
-    return None
-
-
 def _read(node: fx.Node, source: Any, span: Span | None) -> fx.Node | None:
     """A read of a scattered tensor: the scattered value, or a read of what lay under it."""
     if span is None or not is_call(source, aten.slice_scatter.default):
@@ -144,13 +124,12 @@ def _scatter(node: fx.Node) -> fx.Node | None:
     return None
 
 
-_RULES: dict[Any, Callable[[fx.Node], fx.Node | None]] = {
-    **dict.fromkeys(SHAPE_ONLY, _shape_only),
+_RULES: Rules = {
+    **dict.fromkeys(SHAPE_ONLY, unchanged_shape),
     aten.slice.Tensor: _slice,
     operator.getitem: _split_item,
     aten.slice_scatter.default: _scatter,
 }
-"""Op → rule that returns a node of the same value, or None."""
 
 
 def _new_slice(node: fx.Node, base: fx.Node, span: Span) -> fx.Node:
@@ -162,32 +141,9 @@ def _new_slice(node: fx.Node, base: fx.Node, span: Span) -> fx.Node:
     return new
 
 
-def _replacement(node: fx.Node) -> fx.Node | None:
-    """Return a node that every reader of `node` may read instead, or None."""
-    rule = _RULES.get(node.target) if node.op == "call_function" else None
-    if rule is None or not isinstance(value_of(node), Tensor):
-        return None
-    source = rule(node)
-    if not isinstance(source, fx.Node) or source is node:
-        return None
-    shared = gives_new_sharing(node.graph, {storage_key(node), storage_key(source)})
-    if shared or not may_stand_for(source, node):
-        erase_dead(source)
-        return None
-    return source
-
-
 def forward_scatters(graph: fx.Graph) -> PassResult:
     """Apply the rules to every node in order, in place; only while the graph is functional."""
-    if any(written_nodes(n) and not is_call(n, aten.copy_.default) for n in graph.nodes):
-        return PassResult()
-    refresh_stale(graph)
-    for node in list(graph.nodes):
-        # What a rule returns may itself be a read of another scatter.
-        while not node._erased and (source := _replacement(node)) is not None:
-            replace(node, source)
-            erase_dead(node)
-            node = source
+    rewrite(graph, _RULES)
     return PassResult()
 
 

@@ -133,7 +133,10 @@ def test_attention_bias(write):
     [
         ("{nope", r"config\.json' is not valid JSON \(.+\); download it again"),
         ("[1]", r"config\.json' holds no JSON object"),
-        ({**V3, "model_type": "llama"}, r"'llama' is not supported; supported: deepseek_v2, deep"),
+        (
+            {**V3, "model_type": "gemma"},
+            r"'gemma' is not supported; supported: deepseek_v2, deep",
+        ),
         (without(V3, "model_type"), r"model_type None is not supported"),
         (without(V3, "kv_lora_rank"), r"key 'kv_lora_rank' is missing"),
         (without(V3, "q_lora_rank"), r"key 'q_lora_rank' is missing"),

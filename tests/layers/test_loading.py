@@ -170,8 +170,8 @@ def test_wrong_type(single):
 
 
 def test_unsupported_model_type(single):
-    edit_config(single, model_type="llama")
-    refused(single, r"model_type 'llama' is not supported; supported: deepseek_v2, deepseek_v3, ki")
+    edit_config(single, model_type="gemma")
+    refused(single, r"model_type 'gemma' is not supported; supported: deepseek_v2, deepseek_v3, ki")
 
 
 def test_unknown_rope(single):

@@ -68,9 +68,9 @@ def bench_of(*, kind, is_neox, arithmetic, dtype, table, kv_cache_dtype):
     return build(shape_of(kind, is_neox), tokens=64, options=options)
 
 
-def compiled(bench, config, tokens, served=SERVED, **options):
+def compiled(bench, config, tokens, served=SERVED):
     """Return the compiled module and the backend that recorded it."""
-    backend = LabBackend(config, compile_range=served, keep_graphs=False, **options)
+    backend = LabBackend(config, compile_range=served, keep_graphs=False)
     torch._dynamo.reset()
     function = torch.compile(bench.module, backend=backend, fullgraph=True)
 
@@ -94,8 +94,7 @@ def check(tokens, **factors):
     ops = ops_of(fused_backend)
     assert ops.count(FUSED) == 1
     assert not {UPDATE, "mlalab.rotary_embedding", *PLUMBING} & set(ops)
-    ops = ops_of(unfused_backend)
-    assert (ops.count(FUSED), ops.count(UPDATE)) == (0, 1)
+    assert ops_of(unfused_backend).count(UPDATE) == 1
 
 
 @pytest.mark.parametrize("factors", pairwise(FACTORS), ids=lambda f: "-".join(map(str, f.values())))
@@ -125,12 +124,9 @@ def test_layers_of_unlike_shapes_and_kinds_in_one_graph():
         preset("tiny"),
         shape_of(num_heads=3, num_kv_heads=1),
     ]
-    options = [
-        LayerOptions(dtype=torch.bfloat16),
-        LayerOptions(kv_cache_dtype="fp8"),
-        LayerOptions(dtype=torch.bfloat16),
-        LayerOptions(dtype=torch.bfloat16, rope_custom_op=True),
-    ]
+    half = {"dtype": torch.bfloat16}
+    given = (half, {"kv_cache_dtype": "fp8"}, half, {**half, "rope_custom_op": True})
+    options = [LayerOptions(**x) for x in given]
     benches = [build(x, tokens=5, options=o) for x, o in zip(shapes, options, strict=True)]
     layers = [bench.layers[0] for bench in benches]
     for index, layer in enumerate(layers):
