@@ -102,7 +102,7 @@ def test_loading_needs_no_torch(trace, tmp_path):
     [
         ("not json", "is not a trace"),
         ('{"format": "other"}', "has format 'other'"),
-        ('{"format": "mlalab-trace-1"}', "is not a trace"),
+        ('{"format": "mlalab-trace-2"}', "is not a trace"),
         ("[]", "is not a trace"),
     ],
 )

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from mlalab.errors import MlalabError
 from mlalab.graphs import (
@@ -59,7 +59,8 @@ class Plan:
     Args:
         preps: preparations of its query; equal ones become one.
         readers: attention calls that take them, with their arguments.
-        rotated: rotated parts that something else reads, by index of the old result.
+        rotated: rotated parts that something else reads.
+        query: fake value of the new op's query.
     """
 
     rope: fx.Node
@@ -68,6 +69,7 @@ class Plan:
     readers: Sequence[tuple[fx.Node, dict[str, Any]]]
     rotated: Sequence[fx.Node]
     place: Place
+    query: Tensor
 
     def apply(self) -> MatchRecord:
         """Fuse, in place."""
@@ -87,9 +89,9 @@ class Plan:
         source, start = self.nope.source, self.nope.first
         given = [source if self.nope.is_all else _slice(source, start, start + self.nope.width)]
         given += [self.rope.kwargs[name] for name in _FROM_ROPE]
-        call = _call(_FUSED.rotated if self.rotated else _FUSED.default, *given)
         if not self.rotated:
-            return [call]
+            return [_call(_FUSED.default, *given, value=self.query)]
+        call = _call(_FUSED.rotated, *given)
         return [_call(operator.getitem, call, index) for index in range(3)]
 
     def _redirect(self, results: list[fx.Node]) -> None:
@@ -111,11 +113,11 @@ class Plan:
             erase_dead(node)
 
 
-def _call(target: Any, *arguments: Any) -> fx.Node:
+def _call(target: Any, *arguments: Any, value: Any = None) -> fx.Node:
     """Emit a call at the graph's insertion point, with the value that its inputs give it."""
     first = next(x for x in arguments if isinstance(x, fx.Node))
     node = first.graph.call_function(target, arguments)
-    node.meta["val"] = _value(target, *arguments)
+    node.meta["val"] = _value(target, *arguments) if value is None else value
     return node
 
 
@@ -179,21 +181,23 @@ class Fuser:
                 raise RefusedError(f"{node.name}, in between, writes in place")
         readers = [(n, bound_arguments(n)) for prep in preps for n in self.attentions[prep]]
         check_results(rope)
-        self._check_value(nope, given, preps)
+        query = self._query_like(preps, nope, given)
         rotated = still_read(rope, preps, dict(readers))
-        return Plan(rope, preps, nope, readers, rotated, place)
+        return Plan(rope, preps, nope, readers, rotated, place, query)
 
-    def _check_value(self, nope: Piece, given: dict[str, Any], preps: Sequence[fx.Node]) -> None:
+    def _query_like(self, preps: Sequence[fx.Node], nope: Piece, given: dict[str, Any]) -> Tensor:
+        """Return the fake value of the new op's query, which must be like that of `preps`."""
         source, start = value_of(nope.source), nope.first
         with fake_mode_of(source):
             columns = source.narrow(-1, start, nope.width)
         try:
-            query = _value(_FUSED.default, columns, *given.values())
+            query: Tensor = _value(_FUSED.default, columns, *given.values())
         except MlalabError as error:
             raise RefusedError(str(error)) from error
         for prep in preps:
             if not lie_alike(query, value_of(prep)):
                 raise RefusedError(f"the op's query would not be like {prep.name}")
+        return query
 
 
 def _refusal(node: fx.Node, reason: object) -> Refusal:
