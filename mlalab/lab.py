@@ -82,6 +82,7 @@ def record(
     mode: Mode = "display",
     dynamic: bool = False,
     keep_graphs: bool = True,
+    verify: bool = True,
 ) -> Trace:
     """Compile what stands on a workbench and return the record of every stage.
 
@@ -94,6 +95,7 @@ def record(
         mode: "display" interprets the final graph; "inductor" generates code.
         dynamic: leave the token count symbolic, so that one graph serves all.
         keep_graphs: keep each step's graph so that `Trace.check` can run it.
+        verify: check after each pass that the graph is sound.
     """
     count = bench.metadata.num_tokens
     if decode_only is None:
@@ -105,6 +107,7 @@ def record(
         compile_range=None if dynamic else CompileRange(count, count),
         decode_only=decode_only,
         keep_graphs=keep_graphs,
+        verify=verify,
     )
     torch._dynamo.reset()
     compiled = torch.compile(bench.module, backend=backend, fullgraph=True)

@@ -38,6 +38,7 @@ class LabBackend:
         compile_range: token counts that the graph will serve; None means any.
         decode_only: the graph will serve nothing but uniform decode batches.
         keep_graphs: keep a runnable copy of each step's graph, for checking.
+        verify: check after each pass that the graph is sound.
     """
 
     def __init__(
@@ -49,13 +50,14 @@ class LabBackend:
         compile_range: CompileRange | None = None,
         decode_only: bool = False,
         keep_graphs: bool = True,
+        verify: bool = True,
     ) -> None:
         if mode not in get_args(Mode):
             raise ConfigError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}.")
         self.config = resolve(config or PassConfig())
         self.mode, self.passes = mode, tuple(passes)
         self.compile_range, self.decode_only = compile_range, decode_only
-        self.keep_graphs = keep_graphs
+        self.keep_graphs, self.verify = keep_graphs, verify
         self.recorders: list[Recorder] = []
         self._dynamo_inputs: list[Any] = []
         self._lowered_inputs: list[Any] = []
@@ -69,6 +71,7 @@ class LabBackend:
             *(self.passes, self.config, recorder),
             compile_range=self.compile_range,
             decode_only=self.decode_only,
+            verify=self.verify,
         )
 
         def inner(lowered: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Any:

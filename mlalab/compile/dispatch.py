@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from mlalab.compile.entries import Entry, compile_entry
 from mlalab.compile.faces import Face
 from mlalab.compile.ranges import CompileRange
-from mlalab.compile.report import Report, report_of, warn_of_misses
+from mlalab.compile.report import Report, report_of, warn_of_misses, warn_of_useless
 from mlalab.compile.settings import CompileConfig
 from mlalab.context import ForwardContext, current_context, forward_context
-from mlalab.errors import InputError
+from mlalab.errors import ConfigError, InputError
 from mlalab.passes.driver import PassDriver
 from mlalab.passes.fusion import Pass
 from mlalab.passes.pipeline import PIPELINE
@@ -67,6 +67,8 @@ class CompiledModel:
     ) -> None:
         self.module, self.config = module, config or CompileConfig()
         self.layers: list[Any] = [m for m in module.modules() if hasattr(m, "layer_name")]
+        if not self.layers:
+            raise ConfigError(f"{type(module).__name__} has no attention layer of mlalab to fuse.")
         kinds = {layer.kind for layer in self.layers}
         self.passes = tuple(passes)
         self.decided = self.config.passes_of(
@@ -75,7 +77,9 @@ class CompiledModel:
         # A pass for layers that the model does not have must not cut its ranges.
         useful = [p for p in passes if p.serves is None or p.serves in kinds]
         self.ranges = self.config.ranges(self.decided, useful)
+        # Refuses a wrong order of passes now and not in the first call.
         self._driver(GraphKey(False, self.ranges[0]))
+        warn_of_useless(self.passes, self.config.pass_config, self.layers)
         self.reset()
 
     def reset(self) -> None:

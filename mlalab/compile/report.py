@@ -109,6 +109,20 @@ def warn_of_misses(
             )
 
 
+def warn_of_useless(passes: Sequence[Pass], asked: PassConfig, layers: Sequence[Any]) -> None:
+    """Warn of every fusion that was switched on by name for layers that the model does not have."""
+    for pass_ in passes:
+        useless = pass_.serves is not None and not expected_matches(pass_, layers)
+        flags = [flag for flag in pass_.flags if getattr(asked, flag) is True]
+        if useless and flags:
+            warnings.warn(
+                f"{flags[0]} is on and the model has no {pass_.serves} layer for "
+                f"{pass_.name} to fuse.",
+                PassWarning,
+                stacklevel=4,
+            )
+
+
 def _nearest(refusals: Sequence[Refusal]) -> str:
     if not refusals:
         return "the graph calls none of the ops it starts from"

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true as known
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from mlalab.context import forward_context, optional_context
-from mlalab.errors import ContextError
+from mlalab.errors import MlalabError
 from mlalab.graphs import bound_arguments, mutated_arguments, overload_of, value_of, wrapped_op
 
 _SIZE = 3
@@ -30,7 +31,8 @@ def misdeclared(node: fx.Node) -> str | None:
     """Return what the op that `node` calls writes otherwise than it declares, or None.
 
     Only custom ops are run, each once per process and set of arguments given; one that needs a
-    forward context, only inside one.
+    forward context, only inside one. Nothing is said of a write to no elements, and of an op that
+    does not take random arguments.
     """
     op = wrapped_op(node) or overload_of(node)
     if not isinstance(op, torch._ops.OpOverload) or op.namespace in ("aten", "prims"):
@@ -38,9 +40,13 @@ def misdeclared(node: fx.Node) -> str | None:
     arguments = bound_arguments(node)
     key = (op, tuple(name for name, value in arguments.items() if value is not None))
     if key not in _judged:
+        fakes = fx.node.map_arg(arguments, value_of)
+        written = pytree.tree_leaves([fakes.get(name) for name in mutated_arguments(op)])
+        if any(isinstance(x, Tensor) and any(known(n == 0) for n in x.shape) for x in written):
+            return None
         try:
-            _judged[key] = _judge(op, fx.node.map_arg(arguments, value_of))
-        except ContextError:
+            _judged[key] = _judge(op, fakes)
+        except (MlalabError, LookupError, RuntimeError, ValueError):
             return None
     return _judged[key]
 

@@ -67,15 +67,18 @@ def _seen(node: fx.Node) -> tuple[Any, ...]:
 
 
 def _is_same(a: Any, b: Any) -> bool:
-    # Values are compared by identity: two fakes of one size need not share a storage.
-    return a is b or (not isinstance(a, Tensor) and type(a) is type(b) and _equal(a, b))
+    """Compare leaf by leaf: values by identity, as two fakes of one size may share no storage."""
+    if a is b:
+        return True
+    xs, ys = pytree.tree_leaves(a), pytree.tree_leaves(b)
+    return len(xs) == len(ys) and all(map(_is_same_leaf, xs, ys))
 
 
-def _equal(a: Any, b: Any) -> bool:
-    if any(isinstance(x, Tensor) for x in pytree.tree_leaves((a, b))):
-        xs, ys = pytree.tree_leaves(a), pytree.tree_leaves(b)
-        return len(xs) == len(ys) and all(x is y for x, y in zip(xs, ys, strict=True))
-    return bool(a == b)
+def _is_same_leaf(a: Any, b: Any) -> bool:
+    if isinstance(a, (Tensor, fx.Node)):
+        return a is b
+    # To ask whether two symbolic sizes are equal would make it a guard.
+    return str(a) == str(b) if isinstance(a, torch.SymInt) else type(a) is type(b) and a == b
 
 
 def verify(graph: fx.Graph, pass_name: str, before: Snapshot | None = None) -> None:
@@ -98,7 +101,8 @@ def verify(graph: fx.Graph, pass_name: str, before: Snapshot | None = None) -> N
         problem = _wrong_value(node) or misdeclared(node)
         if problem is not None:
             raise VerifyError(f"{pass_name} left node {node.name} ({op_name(node)}): {problem}.")
-    for problem in _stale_reads(graph, [n for n in touched if written_nodes(n)], before):
+    new_writes = [n for n in touched if n not in before.seen and written_nodes(n)]
+    for problem in _stale_reads(graph, new_writes, before):
         raise VerifyError(f"{pass_name} left a read of overwritten memory: {problem}.")
 
 
@@ -149,8 +153,8 @@ def _stale_reads(graph: fx.Graph, writes: list[fx.Node], before: Snapshot) -> It
             if index is None or region is None:
                 continue
             for reader, alias in index.readers_after(write, region):
-                intended = _rewired(reader, alias, before) or only_overwrites(reader, alias, region)
-                if not intended:
+                reads_the_new = alias is write or _rewired(reader, alias, before)
+                if not reads_the_new and not only_overwrites(reader, alias, region):
                     yield f"{reader.name} reads {alias.name}, which {write.name} overwrites"
 
 

@@ -223,8 +223,9 @@ def test_a_decode_only_graph_refuses_a_prefill():
 
 
 def test_it_builds_on_the_first_fusion():
-    off = PassConfig(fuse_aiter_qk_rope_kvcache_mla=True, fuse_rope_kvcache_cat_mla=None)
-    assert record(stand(chain), config=off)[FUSION].status == "applied"
-    positions = {p: i for i, p in enumerate(p.name for p in record(stand(chain)))}
+    asked = PassConfig(fuse_aiter_qk_rope_kvcache_mla=True, fuse_rope_kvcache_cat_mla=None)
+    trace = record(stand(chain), config=asked)
+    assert trace[FUSION].status == "applied"
+    names = [step.name for step in trace]
     for name in MLAAiterQkRopeKVCacheFusionPass.after:
-        assert positions[name] < positions[NAME]
+        assert names.index(name) < names.index(NAME)
