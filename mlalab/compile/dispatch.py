@@ -71,6 +71,7 @@ class CompiledModel:
             raise ConfigError(f"{type(module).__name__} has no attention layer of mlalab to fuse.")
         kinds = {layer.kind for layer in self.layers}
         self.passes = tuple(passes)
+        self._query_len = self.config.decode_query_len
         self.decided = self.config.passes_of(
             rope_custom_op=any(layer.options.rope_custom_op for layer in self.layers)
         )
@@ -95,12 +96,14 @@ class CompiledModel:
             InputError: more tokens than the last range holds.
             ContextError: no forward context is open.
         """
+        return self.graph_for(positions, hidden_TD)(positions, hidden_TD)
+
+    def graph_for(self, positions: Tensor, hidden_TD: Tensor) -> Graph:
+        """Return the graph that serves this batch, compiled now if it is the first of its kind."""
         metadata = current_context().metadata
-        decode = metadata is not None and metadata.uniform_query_len == self.config.decode_query_len
+        decode = metadata is not None and metadata.uniform_query_len == self._query_len
         graph = self._chosen.get((decode, positions.size(0)))
-        if graph is None:
-            graph = self._choose(decode, positions, hidden_TD)
-        return graph(positions, hidden_TD)
+        return graph or self._choose(decode, positions, hidden_TD)
 
     def key_for(self, num_tokens: int, *, decode: bool) -> GraphKey:
         """Return which graph serves a batch of `num_tokens` rows.
