@@ -35,7 +35,8 @@ def model(*names: str, **options: object) -> Model:
 
 def flags(module: nn.Module, *, aiter: bool = True) -> PassConfig:
     """Return every fusion on that the model has layers for."""
-    kinds = {layer.kind for layer in module.layers if layer.options.fusion == "graph"}
+    layers = [x for x in module.modules() if hasattr(x, "layer_name")]
+    kinds = {layer.kind for layer in layers if layer.options.fusion == "graph"}
     return PassConfig(
         fuse_rope_kvcache="gqa" in kinds,
         fuse_aiter_qk_rope_kvcache_mla=aiter and "mla" in kinds,

@@ -108,7 +108,7 @@ def test_fp8_without_a_word_in_the_config(quantised):
 def test_nothing_is_built_when_refused(quantised, monkeypatch):
     built = []
     monkeypatch.setattr(
-        "mlalab.layers.loading.MLAAttention.load_state_dict", lambda *a: built.append(a)
+        "mlalab.layers.mla.MLAAttention.load_state_dict", lambda *a: built.append(a)
     )
     edit_tensors(quantised[1], lambda tensors: tensors.pop(f"{NAME}.o_proj.weight_scale_inv"))
     with pytest.raises(CheckpointError):

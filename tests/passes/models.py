@@ -115,7 +115,8 @@ def rotate(
 ) -> Tensor:
     """Rotate the rope part of `q` in place and return the rotated key."""
     nope = layer.shape.qk_nope_head_dim
-    q[..., nope:], k_pe = (rope or layer.rotary_emb)(positions, q[..., nope:], k_pe)
+    rope = layer.rotary_emb if rope is None else rope
+    q[..., nope:], k_pe = rope(positions, q[..., nope:], k_pe)
     return k_pe
 
 

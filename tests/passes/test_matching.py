@@ -68,7 +68,7 @@ def survey(variant, *, dynamic=False, wanted=lambda index, what: True):
         mutant = make()
         try:
             revalue(mutant)
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
+        except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError):
             continue
         original = copied(mutant)
         result = FUSION.apply(mutant.graph)

@@ -80,7 +80,8 @@ def test_the_seeds_rule_closes_a_cycle_where_ours_refuses(model):
         with pytest.raises(RuntimeError, match="used before it has been defined"):
             wrong.lint()
         result = MLAAiterQkRopeKVCacheFusionPass.apply(gm.graph)
-    verify(gm.graph, "ours")
+    with forward_context(context):
+        verify(gm.graph, "ours")
     assert result.matches == ()
     assert any("come from mul" in refusal.reason for refusal in result.refusals)
 
@@ -122,7 +123,8 @@ def test_symbolic_sizes_gain_no_guard(kind, custom_op):
     guards, asserts = len(shape_env.guards), str(shape_env.deferred_runtime_asserts)
     with forward_context(context):
         lifted, fused = (pass_.apply(gm.graph) for pass_ in BOTH)
-    verify(gm.graph, "both")
+    with forward_context(context):
+        verify(gm.graph, "both")
     assert (len(lifted.matches), len(fused.matches), fused.refusals) == (2, 2, ())
     assert len(shape_env.guards) == guards
     assert str(shape_env.deferred_runtime_asserts) == asserts
@@ -161,7 +163,8 @@ def test_columns_computed_late_are_waited_for():
     assert cos > rope
     with forward_context(context):
         results = [pass_.apply(gm.graph) for pass_ in BOTH]
-    verify(gm.graph, "both")
+    with forward_context(context):
+        verify(gm.graph, "both")
     assert len(results[-1].matches) == 1
 
 
