@@ -20,6 +20,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     # Torch and Inductor take seconds to import: `--help` and `clean` must not wait for them.
     import torch
 
+    from mlalab.compile.config import flags_from
     from mlalab.env import device_named
     from mlalab.lab import trace
     from mlalab.layers.mla import MLAOptions
@@ -38,6 +39,7 @@ def _trace(arguments: argparse.Namespace) -> int:
         tokens=arguments.tokens,
         num_layers=arguments.layers,
         level=arguments.level,
+        config=flags_from(arguments.flags or ()),
         options=options,
         mode=arguments.mode,
         dynamic=arguments.dynamic,
@@ -103,6 +105,15 @@ def _add_trace(commands: Any) -> None:
     trace.add_argument("--kv-cache-dtype", default="auto", help="auto or fp8 (auto)")
     trace.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     trace.add_argument("--level", default="O2", help="O0, O1, O2 or O3 (O2)")
+    for option, value in (("--enable", True), ("--disable", False)):
+        trace.add_argument(
+            option,
+            dest="flags",
+            action="append",
+            type=lambda name, value=value: (name, value),
+            metavar="FLAG",
+            help=f"set a flag of the passes to {value}, whatever the level says; may be repeated",
+        )
     trace.add_argument("--mode", default="display", help="display or inductor (display)")
     trace.add_argument("--device", help="cpu or cuda (the accelerator when there is one)")
     trace.add_argument("--dynamic", action="store_true", help="one graph for any token count")

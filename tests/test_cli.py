@@ -100,3 +100,19 @@ def test_python_dash_m_works():
         [sys.executable, "-m", "mlalab", "--version"], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout.split()[0]) == (0, "mlalab")
+
+
+def test_flags_are_switched_by_name(capsys):
+    asked = ("trace", "--model", "tiny-gqa", "--tokens", 3, "--no-check")
+    code, out, _ = run(capsys, *asked, "--enable", "fuse_rope_kvcache")
+    assert code == 0
+    assert "RopeKVCacheFusionPass left nothing out: it matched 1 place(s)." in out
+    code, out, _ = run(capsys, *asked, "--disable", "fuse_rope_kvcache")
+    assert code == 0
+    assert "RopeKVCacheFusionPass was switched off by the configuration." in out
+
+
+def test_an_unknown_flag_is_one_sentence(capsys):
+    code, _, err = run(capsys, "trace", "--model", "tiny", "--enable", "fuse_all")
+    assert code == 2
+    assert "No flag is called 'fuse_all'; flags are eliminate_noops, fuse_rope_kvcache" in err

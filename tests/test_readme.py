@@ -5,6 +5,8 @@ from pathlib import Path
 
 import mlalab
 from mlalab.cli import _parser
+from mlalab.compile.config import FLAGS, NUMBERS
+from mlalab.passes.pipeline import PIPELINE
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,6 +22,21 @@ def test_the_example_runs(tmp_path, monkeypatch, capsys):
     exec(example, {})
     assert "MLARoPEKVCacheCatFusionPass" in capsys.readouterr().out
     assert (tmp_path / "trace.html").stat().st_size > 10_000
+
+
+def test_the_compile_example_runs(capsys):
+    example = next(block for block in fences("python") if "CompiledModel" in block)
+    # The same on the smallest preset: Inductor takes half a minute for the real one.
+    exec(example.replace("deepseek-v2-lite", "tiny"), {})
+    report = capsys.readouterr().out
+    assert report.count("decode 1..64") == report.count("applied  2       2        0") == 3
+
+
+def test_the_table_of_passes_is_complete():
+    for pass_ in PIPELINE:
+        assert f"`{pass_.name}`" in README
+    for flag in FLAGS + NUMBERS:
+        assert f"`{flag}`" in README
 
 
 def test_the_picture_is_what_the_library_draws():

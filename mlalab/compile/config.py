@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -155,6 +155,19 @@ def _settle(config: PassConfig, name: str, needed: str) -> dict[str, bool]:
 
 def _warn(message: str) -> None:
     warnings.warn(message, PassWarning, stacklevel=4)
+
+
+def flags_from(pairs: Iterable[tuple[str, bool]]) -> PassConfig:
+    """Return the configuration with these flags set, the last one of a name counting.
+
+    Raises:
+        ConfigError: no flag is called so.
+    """
+    given = dict(pairs)
+    for name in given:
+        if name not in FLAGS:
+            raise ConfigError(f"No flag is called {name!r}; flags are {', '.join(FLAGS)}.")
+    return PassConfig(**given)
 
 
 def config_of(level: str) -> PassConfig:
