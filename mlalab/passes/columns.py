@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from mlalab.graphs import SHAPE_ONLY, aten, is_call, value_of
+from mlalab.passes.rules import unchanged_shape
 from mlalab.passes.scatter_split import Span, scatter_span, slice_span, split_span
 from mlalab.passes.values import same
 
@@ -118,15 +119,8 @@ def _copy(node: fx.Node) -> Step | None:
 
 
 def _shape_only(node: fx.Node) -> Step | None:
-    """A chain of reshapes that comes back to its shape has moved nothing."""
-    shape, source = value_of(node).shape, node.args[0]
-    while isinstance(source, fx.Node) and isinstance(value_of(source), Tensor):
-        if same(value_of(source).shape, shape):
-            return _whole(source)
-        if not is_call(source, *SHAPE_ONLY):
-            return None
-        source = source.args[0]
-    return None
+    source = unchanged_shape(node)
+    return None if source is None else _whole(source)
 
 
 def _part(base: Any, span: Span | None) -> Step | None:
