@@ -15,7 +15,7 @@ from mlalab.errors import MlalabError
 from mlalab.graphs import bound_arguments, is_call, layer_of, value_of, wrapped_op
 from mlalab.passes.attention import is_attention
 from mlalab.passes.columns import Columns, Piece, Pieces, cut
-from mlalab.passes.values import layout_readers
+from mlalab.passes.values import is_dense, layout_readers
 
 ROPE = torch.ops.mlalab.fused_rope_unified_mla_kv_cache_update.default
 
@@ -113,7 +113,6 @@ def still_read(
             queue += node.all_input_nodes
     alive = [item for item in parts if item not in dead]
     for item in alive:
-        dense = value_of(item).is_contiguous()
-        if not dense and any(True for _ in layout_readers(item)):
+        if not is_dense(value_of(item)) and any(True for _ in layout_readers(item)):
             raise RefusedError(f"how {item.name} lies in memory may be seen, and would change")
     return alive

@@ -55,10 +55,15 @@ def _has_all_views_of(new: Tensor, old: Tensor) -> bool:
     """
     if not _alike(new, old):
         return False
-    sizes, strides, gaps = (_wide(old, xs) for xs in (old.shape, new.stride(), old.stride()))
-    dense = all(known(strides[d] == math.prod(sizes[d + 1 :])) for d in range(len(sizes)))
+    strides, gaps = (_wide(old, xs) for xs in (new.stride(), old.stride()))
     in_order = all(known(a > b) for a, b in itertools.pairwise((*gaps, 0)))
-    return same(strides, gaps) or (dense and in_order)
+    return same(strides, gaps) or (is_dense(new) and in_order)
+
+
+def is_dense(x: Tensor) -> bool:
+    """Return whether `x` is known to be contiguous."""
+    sizes, strides = (_wide(x, xs) for xs in (x.shape, x.stride()))
+    return all(known(strides[d] == math.prod(sizes[d + 1 :])) for d in range(len(sizes)))
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

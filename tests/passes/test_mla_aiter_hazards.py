@@ -23,7 +23,7 @@ from mlalab.passes.mla_decode_q_prep_lift import MLADecodeQPrepLiftPass
 from mlalab.passes.pipeline import PIPELINE
 from mlalab.passes.tracing import Call
 from tests.passes import awkward
-from tests.passes.models import chain, one, stand
+from tests.passes.models import chain, one, project, rotate, stand
 
 ON = PassConfig(fuse_aiter_qk_rope_kvcache_mla=True)
 BOTH = (MLADecodeQPrepLiftPass, MLAAiterQkRopeKVCacheFusionPass)
@@ -114,10 +114,22 @@ MARKS = {
 }
 
 
+def rotated_parts_read(layers, positions, hidden):
+    """Something reads the rotated query of each layer beside attention."""
+    shown = []
+    for layer in layers:
+        q, kv_c, k_pe = project(layer, hidden)
+        k_pe = rotate(layer, positions, q, k_pe)
+        hidden = awkward.finish(layer, q, kv_c, k_pe)
+        shown.append(q.view(-1, q.size(-1)))
+    return hidden, *shown
+
+
 @pytest.mark.parametrize("kind", MARKS)
 @pytest.mark.parametrize("custom_op", [False, True])
-def test_symbolic_sizes_gain_no_guard(kind, custom_op):
-    bench = stand(chain, 2, rope_custom_op=custom_op)
+@pytest.mark.parametrize("model", [chain, rotated_parts_read])
+def test_symbolic_sizes_gain_no_guard(kind, custom_op, model):
+    bench = stand(model, 2, rope_custom_op=custom_op)
     gm, context = before(bench, mark=MARKS[kind])
     shape_env = fake_mode_of([value_of(node) for node in gm.graph.nodes]).shape_env
     guards, asserts = len(shape_env.guards), str(shape_env.deferred_runtime_asserts)

@@ -156,6 +156,13 @@ def test_an_op_is_run_once_and_touches_no_cache(monkeypatch):
     ]
 
 
+def test_an_op_that_is_given_no_rows_is_judged_with_some(monkeypatch):
+    import mlalab
+
+    monkeypatch.setattr(mutations, "_judged", {})
+    assert mlalab.trace("tiny", tokens=0).check().ok
+
+
 def test_order_is_checked_before_anything_runs():
     fix = FixFunctionalizationPass
     from mlalab.passes.mla_rope_kvcache_cat import MLARoPEKVCacheCatFusionPass as Cat
