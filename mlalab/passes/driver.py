@@ -46,7 +46,7 @@ class PassDriver(CustomGraphPass):
         salt: what else the outcome depends on, for a compile cache to tell apart.
 
     Raises:
-        ConfigError: the passes are in an order that cannot work.
+        ConfigError: something is not a pass, or the order cannot work.
     """
 
     def __init__(
@@ -126,8 +126,14 @@ def check_order(passes: Sequence[Pass]) -> None:
     """Check that no pass comes before one it builds on, and no fusion after the last clean-up.
 
     Raises:
-        ConfigError: naming both.
+        ConfigError: naming both, or what is not a pass.
     """
+    for pass_ in passes:
+        if not isinstance(pass_, Pass):
+            raise ConfigError(
+                f"{pass_!r} in the list of passes is not a Pass; wrap a function of a graph in "
+                f"CleanUp or GraphFusion."
+            )
     for index, pass_ in enumerate(passes):
         for later in passes[index + 1 :]:
             if later.name in pass_.after:

@@ -17,12 +17,15 @@ from mlalab.passes.fusion import CleanUp, PassResult
 from mlalab.passes.rules import is_functional
 from mlalab.passes.values import replace
 
+_SPLITS = (aten.split_with_sizes.default, aten.split.Tensor)
+
 
 def _pieces(split: fx.Node) -> Hashable:
-    """Return what tells two splits apart: the tensor, the sizes, the dimension."""
+    """Return what tells two splits apart: the tensor, the size or sizes, the dimension."""
     base, sizes, *rest = split.args
     dim = rest[0] if rest else split.kwargs.get("dim", 0)
-    return base, tuple(sizes), dim % value_of(base).dim()
+    sizes = tuple(sizes) if isinstance(sizes, (list, tuple)) else sizes
+    return base, sizes, dim % value_of(base).dim()
 
 
 def coalesce_splits(graph: fx.Graph) -> PassResult:
@@ -30,7 +33,7 @@ def coalesce_splits(graph: fx.Graph) -> PassResult:
     if not is_functional(graph):
         return PassResult()
     first: dict[Hashable, fx.Node] = {}
-    for split in graph.find_nodes(op="call_function", target=aten.split_with_sizes.default):
+    for split in [node for node in graph.nodes if is_call(node, *_SPLITS)]:
         if not all(is_call(user, operator.getitem) for user in split.users):
             continue
         kept = first.setdefault(_pieces(split), split)

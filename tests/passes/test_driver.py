@@ -1,6 +1,7 @@
 """The driver: order, flags, range gate, verification, recording, and its cache key."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import mlalab
 from mlalab.compile.capture import LabBackend
 from mlalab.compile.config import PassConfig
 from mlalab.compile.ranges import CompileRange
-from mlalab.errors import VerifyError
+from mlalab.errors import ConfigError, VerifyError
 from mlalab.lab import record
 from mlalab.passes.driver import PassDriver
 from mlalab.passes.fusion import CleanUp, PassResult
@@ -26,6 +27,13 @@ def cleanup(name, run, **options):
         return PassResult()
 
     return CleanUp(name=name, note="", run=wrapped, **options)
+
+
+@pytest.mark.parametrize("intruder", [lambda graph: None, CleanUp, "CleanUp", None])
+def test_what_is_not_a_pass_is_refused_by_name(intruder):
+    given = [*PIPELINE, intruder]
+    with pytest.raises(ConfigError, match=rf"{re.escape(repr(intruder))}.* is not a Pass"):
+        PassDriver(given, PassConfig())
 
 
 def test_passes_run_in_the_order_given():

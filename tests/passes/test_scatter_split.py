@@ -126,6 +126,22 @@ def test_the_caller_is_not_handed_shared_memory(program):
     assert wrong_graph(run) == []
 
 
+def rotated_parts_of_one_product(x, table, positions):
+    q, k, v = x.mul(2).split([16, 8, 8], -1)
+    torch.ops.mlalab.rotary_embedding(positions, q, k, 8, table, True)
+    return q + 1, k + 2, v + 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_one_split_stays_of_a_product_whose_parts_are_written(dtype):
+    given = [torch.randn(5, 32).to(dtype), torch.randn(9, 8).to(dtype), torch.arange(5)]
+    run = compile_and_run(rotated_parts_of_one_product, given, CLEAN)
+    assert differences(run, rotated_parts_of_one_product, given) == []
+    assert wrong_graph(run) == []
+    assert len(run.calls_before("slice_scatter")) == 2
+    assert [len(run.calls(x)) for x in ("slice_scatter", "split")] == [0, 1]
+
+
 @pytest.fixture
 def draw():
     return Sketch(torch.arange(24).view(4, 6))
