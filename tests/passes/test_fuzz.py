@@ -44,6 +44,23 @@ def test_random_models_keep_their_meaning(start):
     assert all(any(part in reason for reason in refusals) for part in REASONS), refusals
 
 
+RARE = {
+    "its input … depends on a result, so fusing would close a cycle": 17,
+    "still reads the old value": 7,
+    "it overlaps the op's argument": 19,
+    "is passed twice": 12,
+    "lies in memory may be seen": 0,
+}
+"""Part of a reason → a seed that meets it."""
+
+
+@pytest.mark.parametrize("part", RARE)
+def test_rare_reasons_are_met(part):
+    outcome = run_seed(RARE[part])
+    assert outcome.problems == []
+    assert any(part in reason for reason in outcome.refusals), outcome.refusals
+
+
 def anywhere(monkeypatch):
     """A replacement may stand wherever its match was."""
     place_of = matching.place_of
