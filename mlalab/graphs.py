@@ -130,27 +130,6 @@ def fake_mode_of(values: Any) -> FakeTensorMode:
     return mode
 
 
-def refresh_views(nodes: Iterable[fx.Node]) -> list[fx.Node]:
-    """Recompute the fake values of those of `nodes` that are views, and of views of them.
-
-    Returns the nodes whose values were recomputed.
-
-    After a view's input is replaced, its recorded value still shares the old storage, and an alias
-    analysis would be misled.
-    """
-    queue, refreshed = list(nodes), []
-    while queue:
-        node = queue.pop(0)
-        if not is_view(node) or value_of(node) is None:
-            continue
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), value_of)
-        with fake_mode_of(args):
-            node.meta["val"] = node.target(*args, **kwargs)
-        refreshed.append(node)
-        queue += node.users
-    return refreshed
-
-
 def erase_dead(node: fx.Node) -> None:
     """Erase a node that has no reader, and then what only it read; not what has an effect."""
     queue = [node]
@@ -165,11 +144,14 @@ def erase_dead(node: fx.Node) -> None:
 def give_own_values(nodes: Iterable[fx.Node]) -> None:
     """Give each of `nodes` a fake value of its own: new storage, or its input's for a view.
 
-    Nodes copied from one traced graph share their values, and would pass for aliases.
+    Nodes copied from one traced graph share their values, and would pass for aliases. What reads
+    them keeps its value: who has to follow is found by comparing it with the new one.
     """
     for node in nodes:
         if is_view(node):
-            refresh_views([node])
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), value_of)
+            with fake_mode_of(args):
+                node.meta["val"] = node.target(*args, **kwargs)
         elif "val" in node.meta:
             node.meta["val"] = pytree.tree_map_only(Tensor, _own_storage, node.meta["val"])
 

@@ -150,11 +150,11 @@ def run_seed(seed: int, passes: Sequence[Pass] = PIPELINE) -> Outcome:
 
 
 def run_model(choose: Choose, passes: Sequence[Pass] = PIPELINE) -> Outcome:
-    """Write a model, compile it and compare; whatever is raised is a problem."""
-    start, outcome = time.perf_counter(), Outcome()
+    """Write a model, compile it and compare; what is raised is a problem."""
+    start, outcome = time.process_time(), Outcome()
     layers = random_layers(choose)
     # "any": one symbolic graph; "unbacked": one about whose size nothing is known.
-    how = ("exact", "exact", "exact", "exact", "exact", "exact", "any", "unbacked")[choose(8)]
+    how = {14: "any", 15: "unbacked"}.get(choose(16), "exact")
     tokens = 5 if how != "exact" else TOKENS[choose(len(TOKENS))]
     metadata = batch_of(choose, tokens)
     context = context_of(choose, layers, metadata, tokens)
@@ -162,13 +162,14 @@ def run_model(choose: Choose, passes: Sequence[Pass] = PIPELINE) -> Outcome:
     uniform = metadata is not None and metadata.uniform_query_len is not None
     backend = Compiled(passes, decode_only=uniform and choose(8) > 0)
     outcome.text = f"{how} {tokens} {metadata} {backend.decode_only}\n{model}"
-    counts = {"exact": (tokens,), "any": (5, 3, 2), "unbacked": (5, 1, 0)}[how]
+    # Without rows torch fails by itself: what it clones for a call left functional has a negative
+    # size, which it cannot know of an unbacked one.
+    counts = {"exact": (tokens,), "any": (5, 3, 2), "unbacked": (5, 1)}[how]
     try:
         function = _captured(model, backend, how)
         for number, count in enumerate(counts):
             if number:
-                batch = [9] * count
-                metadata = _batch([1] * count, batch, count) if uniform else None
+                metadata = _batch([1] * count, [9] * count, count) if uniform else None
                 context = context_of(choose, layers, metadata, count)
             with torch.no_grad(), forward_context(context):
                 problems = _differences(model, function, backend, example_inputs(count, number))
@@ -177,7 +178,7 @@ def run_model(choose: Choose, passes: Sequence[Pass] = PIPELINE) -> Outcome:
         inner = getattr(error, "inner_exception", error)
         outcome.problems.append(f"{type(inner).__name__}: {inner}")
     _count(outcome, backend)
-    outcome.seconds = time.perf_counter() - start
+    outcome.seconds = time.process_time() - start
     return outcome
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from mlalab.graphs import aten
-from mlalab.passes import columns, matching, mla_aiter_qk_rope_kvcache, mla_rope_kvcache_cat
+from mlalab.passes import columns, matching, mla_rope_kvcache_cat
 from mlalab.passes import rope_kvcache as gqa
 from mlalab.passes.fix_functionalization import Rewrite
 from mlalab.passes.pipeline import PIPELINE
@@ -27,7 +27,6 @@ FUSIONS = (
 REASONS = (
     *("MLARoPEKVCacheCatFusionPass: expected", "RopeKVCacheFusionPass: expected"),
     *("not from all of one rotated query", "no query is prepared from its rotation alone"),
-    *("would close a cycle", "still reads the old value"),
 )
 """Parts of reasons that every chunk must meet."""
 
@@ -43,6 +42,23 @@ def test_random_models_keep_their_meaning(start):
     assert problems == []
     assert all(matches[name] for name in FUSIONS), matches
     assert all(any(part in reason for reason in refusals) for part in REASONS), refusals
+
+
+RARE = {
+    "its input … depends on a result, so fusing would close a cycle": 17,
+    "still reads the old value": 7,
+    "it overlaps the op's argument": 19,
+    "is passed twice": 12,
+    "lies in memory may be seen": 0,
+}
+"""Part of a reason → a seed that meets it."""
+
+
+@pytest.mark.parametrize("part", RARE)
+def test_rare_reasons_are_met(part):
+    outcome = run_seed(RARE[part])
+    assert outcome.problems == []
+    assert any(part in reason for reason in outcome.refusals), outcome.refusals
 
 
 def anywhere(monkeypatch):
@@ -62,29 +78,20 @@ def through_products(monkeypatch):
     monkeypatch.setitem(columns._RULES, aten.mul.Tensor, rule)
 
 
-def nothing_else_reads(monkeypatch):
-    """Nobody is thought to read the rotated parts beside attention."""
-    monkeypatch.setattr(mla_aiter_qk_rope_kvcache, "still_read", lambda *_: [])
-
-
 def always_in_place(monkeypatch):
     """Every argument is written in place, whoever still reads its old value."""
     monkeypatch.setattr(Rewrite, "_unsafe", lambda *_: None)
 
 
-DAMAGE = {
-    anywhere: 20,
-    through_products: 20,
-    nothing_else_reads: 20,
-    always_in_place: 20,
-}
-"""What is broken → number of seeds among which one must fail."""
+DAMAGE = {anywhere: range(15, 20), through_products: range(18, 23), always_in_place: range(5, 10)}
+"""What is broken → seeds of which one must fail."""
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_broken_pass_is_found(damage, monkeypatch):
+    assert not any(run_seed(seed).problems for seed in DAMAGE[damage])
     damage(monkeypatch)
-    assert any(run_seed(seed).problems for seed in range(DAMAGE[damage]))
+    assert any(run_seed(seed).problems for seed in DAMAGE[damage])
 
 
 def mispaired(pass_, replacement_with):
@@ -106,4 +113,4 @@ def mispaired(pass_, replacement_with):
 def test_a_wrong_replacement_is_found(pass_, module):
     wrong = mispaired(pass_, module.replacement_with)
     passes = [wrong if p is pass_ else p for p in PIPELINE]
-    assert any(run_seed(seed, passes).problems for seed in range(20))
+    assert any(run_seed(seed, passes).problems for seed in range(10))
