@@ -130,6 +130,16 @@ def test_an_undeclared_write_is_noticed(name):
     assert changed == written_by_schema(name) | {read_only}
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if "cos_sin_cache" in str(overload(n)._schema)])
+def test_a_rotation_that_turns_nothing_is_noticed(name):
+    """With cos 1 and sin 0 nothing changes: what is declared written is seen only if it is."""
+    layer = cases_of(name).make_layer()
+    arguments = cases_of(name).arguments_of(name, layer, 3)
+    half = arguments["cos_sin_cache"].size(-1) // 2
+    arguments["cos_sin_cache"][:, :half], arguments["cos_sin_cache"][:, half:] = 1, 0
+    assert changed_by(overload(name), arguments, context_of(layer, 3)) == set()
+
+
 @pytest.mark.parametrize("tokens", [1, 3])
 @pytest.mark.parametrize("name", NAMES)
 def test_opcheck(name, tokens):

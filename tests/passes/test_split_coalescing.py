@@ -31,7 +31,8 @@ def joined(draw, *arguments):
     base = draw(aten.mul.Tensor, draw.inputs[0], 2)
     total = draw(aten.mul.Tensor, draw.inputs[0], 0)
     for sizes, dim in arguments:
-        split = draw(aten.split_with_sizes.default, base, sizes, dim)
+        op = aten.split.Tensor if isinstance(sizes, int) else aten.split_with_sizes.default
+        split = draw(op, base, sizes, dim)
         for index in (0, 1):
             part = draw(aten.sum.default, piece(draw, split, index))
             total = draw(aten.add.Tensor, total, part)
@@ -45,11 +46,13 @@ def joined(draw, *arguments):
         ([([2, 4], 1), ([2, 4], -1), ([2, 4], 1)], 1),
         ([([2, 4], 1), ([4, 2], 1)], 2),
         ([([3, 1], 0), ([2, 4], 1)], 2),
+        ([(3, 1), (3, -1), (3, 1)], 1),
+        ([(2, 0), (2, 1)], 2),
     ],
 )
 def test_equal_splits_become_one(draw, arguments, left):
     run = draw.run(joined(draw, *arguments), passes=CLEAN)
-    assert len(run.calls("split_with_sizes")) == left
+    assert len(run.calls("aten.split")) == left
     assert len(run.calls("getitem")) == 2 * left
 
 

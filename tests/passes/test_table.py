@@ -190,15 +190,33 @@ DAMAGE = {
 """Kind of layer, module and kernel, and which of its arguments is the table of cos and sin."""
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_broken_kernel_is_noticed(damage, monkeypatch):
+def break_kernel(monkeypatch, damage):
+    """Turn the wrong way; returns the factors of a check that runs the kernel."""
     kind, module, kernel, place = DAMAGE[damage]
-    check(**PLAIN | {"kind": kind})
     pick, change = module.pick, with_argument(place, negative_sin)
 
     def damaged(op):
         return (lambda *given: pick(op)(*change([*given]))) if op == kernel else pick(op)
 
     monkeypatch.setattr(module, "pick", damaged)
+    return PLAIN | {"kind": kind}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_broken_kernel_is_noticed(damage, monkeypatch):
     with pytest.raises(AssertionError, match="TensorDiff"):
-        check(**PLAIN | {"kind": kind})
+        check(**break_kernel(monkeypatch, damage))
+
+
+def test_a_rotation_that_turns_nothing_would_hide_it(monkeypatch):
+    factors, make = break_kernel(monkeypatch, "mla, mixed"), bench_of
+
+    def unturned(**arguments):
+        bench = make(**arguments)
+        for layer in bench.layers:
+            cos, sin = layer.rotary_emb.cos_sin_cache.chunk(2, -1)
+            cos.fill_(1), sin.fill_(0)
+        return bench
+
+    monkeypatch.setitem(globals(), "bench_of", unturned)
+    check(**factors)
