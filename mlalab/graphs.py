@@ -54,7 +54,18 @@ def is_call(node: Any, *targets: Any) -> bool:
 
 def is_view(node: fx.Node) -> bool:
     """Return whether `node` moves no data; a reshape may have to, and its value then shows it."""
-    return is_call(node, *VIEWS) or (node.op == "call_function" and _declares_view(node.target))
+    if node.op != "call_function":
+        return False
+    return is_call(node, *VIEWS) or is_lowering_pattern(node) or _declares_view(node.target)
+
+
+def is_lowering_pattern(node: fx.Node) -> bool:
+    """Return whether a node is a match of Inductor's that will be expanded when code is written.
+
+    Inductor puts a function in its place, which may well hand back what it is given: a split that
+    undoes a `cat` becomes what was joined, and is recorded as the memory of the `cat`.
+    """
+    return node.op == "call_function" and isinstance(node.target, functools.partial)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from mlalab.compile import inductor
 from mlalab.compile.config import PassConfig, resolve
 from mlalab.compile.ranges import CompileRange
 from mlalab.errors import ConfigError
-from mlalab.passes.driver import PassDriver
+from mlalab.passes.driver import PassDriver, check_order
 from mlalab.passes.fusion import Pass
 from mlalab.passes.pipeline import PIPELINE
 from mlalab.recorder import Recorder
@@ -54,6 +54,7 @@ class LabBackend:
     ) -> None:
         if mode not in get_args(Mode):
             raise ConfigError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}.")
+        check_order(passes)
         self.config = resolve(config or PassConfig())
         self.mode, self.passes = mode, tuple(passes)
         self.compile_range, self.decode_only = compile_range, decode_only

@@ -2,8 +2,9 @@
 
 The model is traced once for each kind of batch, with a token count that nothing is assumed of (not
 even that it is more than one), and compiled for a range, or an exact size, when a batch first needs
-it. Graphs with decode-only fusions serve uniform decode batches, by the predicate that CUDA graphs
-use and not by size alone; every other batch gets the general graph.
+it. An empty batch has a graph of its own. Graphs with decode-only fusions serve uniform decode
+batches, by the predicate that CUDA graphs use and not by size alone; every other batch gets the
+general graph.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mlalab.compile.report import Report, report_of, warn_of_misses, warn_of_use
 from mlalab.compile.settings import CompileConfig
 from mlalab.context import ForwardContext, current_context, forward_context
 from mlalab.errors import ConfigError, InputError
-from mlalab.passes.driver import PassDriver
+from mlalab.passes.driver import PassDriver, check_order
 from mlalab.passes.fusion import Pass
 from mlalab.passes.pipeline import PIPELINE
 
@@ -65,6 +66,7 @@ class CompiledModel:
         config: CompileConfig | None = None,
         passes: Sequence[Pass] = PIPELINE,
     ) -> None:
+        check_order(passes)
         self.module, self.config = module, config or CompileConfig()
         self.layers: list[Any] = [m for m in module.modules() if hasattr(m, "layer_name")]
         if not self.layers:
@@ -78,8 +80,6 @@ class CompiledModel:
         # A pass for layers that the model does not have must not cut its ranges.
         useful = [p for p in passes if p.serves is None or p.serves in kinds]
         self.ranges = self.config.ranges(self.decided, useful)
-        # Refuses a wrong order of passes now and not in the first call.
-        self._driver(GraphKey(False, self.ranges[0]))
         warn_of_useless(self.passes, self.config.pass_config, self.layers)
         self.reset()
 
@@ -114,7 +114,8 @@ class CompiledModel:
         Raises:
             InputError: more tokens than the last range holds.
         """
-        exact = num_tokens in self.config.compile_sizes
+        # What torch emits for a call left functional has a negative size when there are no rows.
+        exact = num_tokens == 0 or num_tokens in self.config.compile_sizes
         served = CompileRange(num_tokens, num_tokens) if exact else self._range_of(num_tokens)
         return GraphKey(decode and self._has_own_decode_graph(served), served, exact)
 

@@ -32,10 +32,7 @@ def decode_bound(max_num_seqs: int, num_speculative_tokens: int = 0) -> int:
 
 
 def ranges_up_to(end: int, endpoints: Iterable[int]) -> tuple[CompileRange, ...]:
-    """Cut `1..end` behind each of `endpoints` that lies in it.
-
-    An empty batch belongs to the first range.
-    """
+    """Cut `1..end` behind each of `endpoints` that lies in it."""
     ends = sorted({end, *(point for point in endpoints if 1 <= point < end)})
     starts = (1, *(point + 1 for point in ends))
     return tuple(CompileRange(*pair) for pair in zip(starts, ends, strict=False))

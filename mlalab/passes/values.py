@@ -24,6 +24,7 @@ from mlalab.graphs import (
     aten,
     fake_mode_of,
     is_call,
+    is_lowering_pattern,
     is_view,
     mutated_arguments,
     value_of,
@@ -126,7 +127,7 @@ def refresh_stale(graph: fx.Graph) -> None:
     Inductor's passes that come before ours drop clones and copies without telling the views of
     what they dropped, and a replacement's values are copies that keep no offset.
     """
-    refresh([n for n in graph.nodes if _is_stale(n)])
+    refresh([n for n in graph.nodes if is_lowering_pattern(n) or _is_stale(n)])
     for node in graph.nodes:
         if wrapped_op(node) is not None:
             _drop_stale_eager_inputs(node)
@@ -167,9 +168,7 @@ def refresh(nodes: Iterable[fx.Node]) -> list[fx.Node]:
         del waiting[node]
         if not _can_recompute(node):
             continue
-        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), value_of)
-        with fake_mode_of((args, kwargs)):
-            value = node.target(*args, **kwargs)
+        value = _recomputed(node)
         moved = not lie_alike(value_of(node), value)
         if wrapped_op(node) is not None:
             _drop_stale_eager_inputs(node)
@@ -178,6 +177,18 @@ def refresh(nodes: Iterable[fx.Node]) -> list[fx.Node]:
             changed.append(node)
             waiting.update(dict.fromkeys(u for u in node.users if moved or is_view(u)))
     return changed
+
+
+def _recomputed(node: fx.Node) -> Any:
+    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), value_of)
+    with fake_mode_of((args, kwargs)):
+        try:
+            return node.target(*args, **kwargs)
+        except Exception:
+            # Such a function may take Inductor's own values only; then it computes something new.
+            if not is_lowering_pattern(node):
+                raise
+            return value_of(node)
 
 
 def _can_recompute(node: fx.Node) -> bool:

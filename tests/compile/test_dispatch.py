@@ -53,7 +53,7 @@ def test_every_batch_gets_what_eager_mode_gives(options, fusion):
         assert_same(expected, run(fused, list(other.layers), batch))
         # What is called directly is fused too when the layer does it.
         assert_same(expected, run(other, list(other.layers), batch))
-    assert keys(fused) == SERVED[fusion]
+    assert keys(fused) == ["general 0", *SERVED[fusion]]
 
 
 def test_padded_rows_change_nothing():
@@ -142,7 +142,8 @@ def test_exact_sizes_win_and_nothing_is_compiled_twice():
         batch = prefill(tokens)
         assert_same(run(module, layers, batch), run(fused, layers, batch))
     run(fused, layers, decode(0))
-    assert keys(fused) == [f"general {x}" for x in ("1", "1..8", "9..32", "16", "32", "33..64")]
+    served = ("0", "1", "1..8", "9..32", "16", "32", "33..64")
+    assert keys(fused) == [f"general {x}" for x in served]
 
 
 def test_a_batch_outside_all_ranges_is_refused_clearly():
@@ -168,7 +169,16 @@ def test_warm_up_compiles_everything_and_writes_no_cache():
     assert warm == ["general 1..8", "general 4", "general 9..64", "decode 1..8", "decode 4"]
     for batch in BATCHES.values():
         run(fused, list(module.layers), batch)
-    assert keys(fused) == warm
+    assert keys(fused) == ["general 0", *warm]
+
+
+@pytest.mark.parametrize("mode", ["display", "inductor"])
+def test_an_empty_batch_is_served_when_every_op_is_left_functional(mode):
+    module = model("tiny", "tiny-gqa", rope_custom_op=True)
+    plain = compiled(module, level="O0", pass_config=PassConfig(), mode=mode, cache=False)
+    layers = list(module.layers)
+    for batch in (prefill(3), decode(0)):
+        assert run(plain, layers, batch)["output"].shape == (batch.num_tokens, 64)
 
 
 def test_weights_changed_in_place_count():

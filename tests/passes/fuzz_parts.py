@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mlalab.passes.aliasing import Region
 from tests.passes.fuzz_steps import HIDDEN, POSITIONS, Writer, rotary_dim
 
 _FACTORS = (0.5, 2.0, -1.0)
@@ -69,14 +70,20 @@ def _rotated(w: Writer, n: int, q: int, k: int, flat: bool = False) -> tuple[int
     positions = w.pick(n, "positions")
     if w.odd(30):
         q, k = k, q
-        k_rot, q_rot = w.do("rope", n, positions, q, k, flat) or (k, q)
+        k_rot, q_rot = _turned(w, n, positions, q, k, flat)
         return q_rot, k_rot
     # Another layer's table, where that is as wide.
     other = w.choose(len(w.layers)) if w.odd(20) else n
     like = [w.layers[x].rotary_emb is not None and rotary_dim(w.layers[x]) for x in (other, n)]
-    made = w.do("rope", other if like[0] == like[1] else n, positions, q, k, flat)
-    q_rot, k_rot = made or (q, k)
-    return q_rot, k_rot
+    return _turned(w, other if like[0] == like[1] else n, positions, q, k, flat)
+
+
+def _turned(w: Writer, n: int, positions: int, q: int, k: int, flat: bool) -> tuple[int, int]:
+    """Rotate; an in-place op on one memory twice means another thing once it is functional."""
+    shared = Region.of(w.known[q]).overlaps(Region.of(w.known[k]))
+    w.in_order = w.in_order and not (shared and w.layers[n].rotary_emb.custom_op)
+    made = w.do("rope", n, positions, q, k, flat)
+    return (made[0], made[1]) if made else (q, k)
 
 
 def _rope_mla(w: Writer, n: int) -> None:

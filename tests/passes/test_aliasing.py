@@ -10,8 +10,12 @@ from torch._dynamo.source import ConstantSource
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
+from mlalab.compile.config import PassConfig
+from mlalab.lab import record
 from mlalab.passes.aliasing import Region
 from mlalab.passes.values import same
+from mlalab.shapes import preset
+from tests.passes.models import stand
 
 
 def elements(view):
@@ -124,3 +128,26 @@ def test_same_place_needs_the_same_layout():
     assert Region.of(x[:, 2:]).same_as(Region.of(x[:, 2:]))
     assert not Region.of(x[:, 2:]).same_as(Region.of(x[:, 1:5]))
     assert not Region.of(x).same_as(Region.of(x.view(6, 4)))
+
+
+def joined_and_split_again(layers, positions, hidden):
+    """Inductor hands `q` and `k` back for the pieces, and records them as memory of the `cat`."""
+    (layer,) = layers
+    shape = layer.shape
+    sizes = [shape.q_size, shape.kv_size, shape.kv_size]
+    q, k, v = layer.qkv_proj(hidden).split(sizes, dim=-1)
+    again = torch.cat((q, k), -1).split(sizes[:2], -1)
+    q_rot, k_rot = layer.rotary_emb(positions, *again)
+    heads = [x.unflatten(-1, (-1, shape.head_dim)) for x in (q_rot, k_rot, v)]
+    dummy = torch.ops.mlalab.unified_kv_cache_update(*heads[1:], layer.layer_name)
+    output = q.new_empty((q.size(0), shape.q_size))
+    torch.ops.mlalab.unified_attention_with_output(*heads, output, layer.layer_name, dummy)
+    return output, k.exp()
+
+
+def test_what_inductor_will_expand_may_hand_back_what_it_is_given():
+    bench = stand(joined_and_split_again, shape=preset("tiny-gqa"))
+    trace = record(bench, config=PassConfig(fuse_rope_kvcache=True)).check()
+    assert len(trace["RopeKVCacheFusionPass"].matches) == 1
+    assert any("cat_splitwithsizes" in node.name for node in trace["RopeKVCacheFusionPass"].nodes)
+    assert trace.ok, trace
