@@ -18,9 +18,8 @@ from mlalab.passes.fusion import CleanUp, PassResult
 from mlalab.passes.pipeline import PIPELINE
 from mlalab.shapes import preset
 from mlalab.workbench import BLOCK_SIZE, build
+from tests.compile.batches import flags
 from tests.passes.models import assert_same, chain, on_bench, shape_of
-
-FUSED = PassConfig(fuse_rope_kvcache=True, fuse_aiter_qk_rope_kvcache_mla=True)
 
 
 def bench_of(shape, blocks):
@@ -40,7 +39,7 @@ def compiled(bench, **settings):
         return PassResult()
 
     watch = CleanUp(name="watch", note="", run=note)
-    config = CompileConfig(**{"mode": "display", "pass_config": FUSED} | settings)
+    config = CompileConfig(**{"mode": "display", "pass_config": flags(bench.module)} | settings)
     return CompiledModel(bench.module, config, [watch, *PIPELINE]), rows
 
 

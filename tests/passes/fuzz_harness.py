@@ -24,12 +24,12 @@ from mlalab.checking import compare
 from mlalab.compile import inductor
 from mlalab.compile.config import PassConfig
 from mlalab.compile.ranges import CompileRange
-from mlalab.context import BatchMetadata, ForwardContext, forward_context, make_batch
+from mlalab.context import forward_context
 from mlalab.passes.driver import PassDriver
 from mlalab.passes.fusion import CleanUp, Pass, PassResult
 from mlalab.passes.pipeline import PIPELINE
-from mlalab.workbench import BLOCK_SIZE
-from tests.passes.fuzz_models import NUM_BLOCKS, example_inputs, random_layers, write_model
+from tests.passes.fuzz_batches import batch, batch_of, context_of
+from tests.passes.fuzz_models import example_inputs, random_layers, write_model
 from tests.passes.fuzz_steps import Choose, RandomModel
 from tests.passes.toy_harness import memory
 
@@ -105,44 +105,6 @@ def reason_of(text: str) -> str:
     return _NAMES.sub("…", text)[:110]
 
 
-def batch_of(choose: Choose, tokens: int) -> BatchMetadata | None:
-    """Return a uniform decode, prefill or mixed batch of `tokens` or, padded, fewer; or None."""
-    kind = choose(12)
-    used = max(tokens - choose(2), 0) if kind == 11 else tokens
-    if kind == 10:
-        return None
-    if kind >= 8 and used > 1:
-        split = choose(2)
-        lengths = [used] if split else [1, used - 1]
-        contexts = [16, 3][-len(lengths) :]
-        return _batch(lengths, contexts, 1 - split)
-    if kind == 7 and used:
-        return _batch([used], [7], 1)
-    return _batch([1] * used, [9] * used, used)
-
-
-def _batch(lengths: list[int], contexts: list[int], decodes: int) -> BatchMetadata:
-    return make_batch(lengths, contexts, num_decodes=decodes, block_size=BLOCK_SIZE)
-
-
-def context_of(
-    choose: Choose, layers: Sequence[Any], metadata: BatchMetadata | None, tokens: int
-) -> ForwardContext:
-    """Return a context with all slots, some, or none."""
-    slots: Tensor | None = torch.randperm(NUM_BLOCKS * BLOCK_SIZE)[:tokens]
-    which = choose(6)
-    if which == 0:
-        slots = None
-    elif which == 1:
-        slots = slots[: choose(tokens + 1)]
-    elif which == 2:
-        slots = torch.where(slots % 3 == 0, -1, slots)
-    named = {layer.layer_name: layer for layer in layers}
-    return ForwardContext(
-        layers=named, metadata=metadata, slot_mapping=slots, checked=bool(choose(3))
-    )
-
-
 def run_seed(seed: int, passes: Sequence[Pass] = PIPELINE) -> Outcome:
     """Write a model from a seed, compile it and compare."""
     torch.manual_seed(seed)
@@ -169,7 +131,7 @@ def run_model(choose: Choose, passes: Sequence[Pass] = PIPELINE) -> Outcome:
         function = _captured(model, backend, how)
         for number, count in enumerate(counts):
             if number:
-                metadata = _batch([1] * count, [9] * count, count) if uniform else None
+                metadata = batch([1] * count, [9] * count, count) if uniform else None
                 context = context_of(choose, layers, metadata, count)
             with torch.no_grad(), forward_context(context):
                 problems = _differences(model, function, backend, example_inputs(count, number))

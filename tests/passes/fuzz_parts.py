@@ -9,13 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mlalab.passes.aliasing import Region
-from tests.passes.fuzz_steps import HIDDEN, POSITIONS, Writer, rotary_dim
+from tests.passes.fuzz_steps import HIDDEN, POSITIONS, Writer, is_mla, rotary_dim
 
 _FACTORS = (0.5, 2.0, -1.0)
-
-
-def is_mla(w: Writer, n: int) -> bool:
-    return w.layers[n].kind == "mla"
 
 
 def project(w: Writer, n: int) -> None:
@@ -23,9 +19,8 @@ def project(w: Writer, n: int) -> None:
     done = [r["hidden"] for r in w.roles[:n]]
     hidden = done[-1] if done else HIDDEN
     made = w.do("project", n, hidden)
-    roles |= dict(
-        zip(("q", "c", "k") if is_mla(w, n) else ("q", "k", "v", "all"), made, strict=True)
-    )
+    names = ("q", "c", "k") if is_mla(w, n) else ("q", "k", "v", "all")
+    roles |= dict(zip(names, made, strict=True))
     roles["positions"] = POSITIONS
     if w.odd(6):
         _another_source(w, n)
@@ -70,8 +65,7 @@ def _rotated(w: Writer, n: int, q: int, k: int, flat: bool = False) -> tuple[int
     positions = w.pick(n, "positions")
     if w.odd(30):
         q, k = k, q
-        k_rot, q_rot = _turned(w, n, positions, q, k, flat)
-        return q_rot, k_rot
+        return _turned(w, n, positions, q, k, flat)[::-1]
     # Another layer's table, where that is as wide.
     other = w.choose(len(w.layers)) if w.odd(20) else n
     like = [w.layers[x].rotary_emb is not None and rotary_dim(w.layers[x]) for x in (other, n)]

@@ -220,3 +220,7 @@ class Writer:
         # Eight bits take no arithmetic.
         usable = x.dtype.is_floating_point and x.element_size() > 1 and x.dim() and x.size(-1)
         return i if usable else HIDDEN
+
+
+def is_mla(w: Writer, n: int) -> bool:
+    return w.layers[n].kind == "mla"
