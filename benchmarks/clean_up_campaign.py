@@ -2,7 +2,9 @@
 
 Run as `python benchmarks/clean_up_campaign.py --count 20000 --jobs 16`. Seed n is always the same
 program (`tests/passes/toy_programs.py`), so a line that is printed can be repeated with
-`--start n --count 1`. Exits with 1 when any program differs.
+`--start n --count 1`. Exits with 1 when any program differs because of a pass. Programs that torch
+itself, without any pass, runs otherwise than eager mode (it writes in place where two arguments are
+one memory) say nothing about the passes; they are counted apart.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ PASSES = {
 }
 
 
+TORCH = "torch itself differs from eager mode"
+
+
 def problems_of(seed: int) -> tuple[int, list[str]]:
     """Return the seed, and what is wrong with its program under each set of passes."""
     torch.set_num_threads(1)
@@ -44,7 +49,14 @@ def problems_of(seed: int) -> tuple[int, list[str]]:
         except Exception as error:
             wrong = [f"{type(error).__name__}: {str(error)[:200]}"]
         found += [f"{name}: {problem}" for problem in wrong]
-    return seed, found
+    return seed, [TORCH] if found and torch_differs(seed) else found
+
+
+def torch_differs(seed: int) -> bool:
+    """Whether the program's results differ from eager mode's with no pass at all."""
+    program = write(random.Random(seed).randrange)
+    run = compile_and_run(program.function, program.make_inputs(), ())
+    return bool(differences(run, program, program.make_inputs()))
 
 
 def main() -> int:
@@ -57,17 +69,20 @@ def main() -> int:
     options = parser.parse_args()
 
     seeds = range(options.start, options.start + options.count)
-    end, counts = time.monotonic() + options.seconds, collections.Counter[bool]()
+    end, counts = time.monotonic() + options.seconds, collections.Counter[str]()
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
         results = pool.imap_unordered(problems_of, seeds, chunksize=20)
         for seed, found in itertools.takewhile(lambda _: time.monotonic() < end, results):
-            counts[bool(found)] += 1
+            counts["fine" if not found else "torch" if found == [TORCH] else "failed"] += 1
             if found:
                 print(seed, *found, sep="  ", flush=True)
         pool.terminate()
         pool.join()
-    print(f"{counts.total()} programs from seed {options.start}, {counts[True]} failed")
-    return 1 if counts[True] else 0
+    print(
+        f"{counts.total()} programs from seed {options.start}: {counts['failed']} failed, "
+        f"{counts['torch']} that torch itself runs otherwise"
+    )
+    return 1 if counts["failed"] else 0
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from mlalab.graphs import bound_arguments, mutated_arguments, overload_of, value
 
 _SIZE = 3
 """What stands for a symbolic size."""
+_IDLE = ", and does not"
 
 _judged: dict[Any, str | None] = {}
 
@@ -52,14 +53,20 @@ def misdeclared(node: fx.Node) -> str | None:
 
 
 def _judge(op: torch._ops.OpOverload, fakes: dict[str, Any]) -> str | None:
-    # Fixed, and without effect on the caller's random numbers.
-    generator = torch.Generator().manual_seed(0)
+    said = None
     # Inductor runs its passes under a fake mode.
     with _disable_current_modes(), torch.no_grad(), _profile_run():
-        given = {name: _sample(value, generator) for name, value in fakes.items()}
-        before = pytree.tree_map_only(Tensor, torch.clone, given)
-        op(**given)
-        return _difference(op, before, given)
+        # What writes back the very values that it found may write others when given others.
+        for largest in (1, 2):
+            # Fixed, and without effect on the caller's random numbers.
+            generator = torch.Generator().manual_seed(0)
+            given = {n: _sample(value, generator, largest) for n, value in fakes.items()}
+            before = pytree.tree_map_only(Tensor, torch.clone, given)
+            op(**given)
+            said = _difference(op, before, given)
+            if said is None or not said.endswith(_IDLE):
+                break
+    return said
 
 
 def _difference(
@@ -72,7 +79,7 @@ def _difference(
         if changed and name not in declared:
             return f"{op._opname} writes {name}, which it does not declare"
         if name in declared and value is not None and not changed:
-            return f"{op._opname} declares that it writes {name}, and does not"
+            return f"{op._opname} declares that it writes {name}{_IDLE}"
     return None
 
 
@@ -90,19 +97,20 @@ def _profile_run() -> contextlib.AbstractContextManager[Any]:
     )
 
 
-def _sample(fake: Any, generator: torch.Generator) -> Any:
-    """Return a real argument like `fake`: random, or all ones where it counts something."""
+def _sample(fake: Any, generator: torch.Generator, largest: int) -> Any:
+    """Return a real argument like `fake`: random, and where it counts something, 1 to `largest`."""
     return pytree.tree_map_only(
         (Tensor, torch.SymInt, torch.SymFloat),
-        lambda x: _tensor(x, generator) if isinstance(x, Tensor) else _size(x),
+        lambda x: _tensor(x, generator, largest) if isinstance(x, Tensor) else _size(x),
         fake,
     )
 
 
-def _tensor(fake: Tensor, generator: torch.Generator) -> Tensor:
+def _tensor(fake: Tensor, generator: torch.Generator, largest: int) -> Tensor:
     shape = [_size(n) for n in fake.shape]
     if not fake.dtype.is_floating_point:
-        return torch.ones(shape, dtype=fake.dtype, device=fake.device)
+        counts = torch.randint(1, largest + 1, shape, generator=generator)
+        return counts.to(fake.device, fake.dtype)
     return torch.randn(shape, generator=generator).to(fake.device, fake.dtype)
 
 
