@@ -1,0 +1,39 @@
+"""Running a Triton kernel where its tensors lie: compiled on a GPU, interpreted on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlalab_kernels.numerics import FP8_DTYPES
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """Launch `kernel[grid](*args, **options)`; an empty grid launches nothing.
+
+    Args:
+        args, options: the kernel's arguments, at least one tensor among `args`; `options` may also
+            hold the compiler's (`num_warps`, `enable_fp_fusion`, ...), which the interpreter has
+            no use for.
+    """
+    if 0 in grid:
+        return
+    device = next(x.device for x in args if isinstance(x, Tensor))
+    if device.type == "cpu":
+        from mlalab_kernels._interpreter import interpret
+
+        interpret(kernel, grid, *args, **options)
+    else:
+        with torch.cuda.device(device):
+            kernel[grid](*args, **options)
+
+
+def clamp_of(out: Tensor) -> float:
+    """Return the bound that a kernel must clamp to before it stores to `out`, 0 for none.
+
+    NVIDIA's conversion to FP8 saturates; elsewhere one that overflows may become NaN.
+    """
+    saturates = out.is_cuda and torch.version.hip is None
+    return 0.0 if saturates or out.dtype not in FP8_DTYPES else torch.finfo(out.dtype).max
