@@ -1,0 +1,221 @@
+"""The whole decode preparation of query and cache in one launch.
+
+One grid holds programs of three kinds. Those of the first keep one tile of one head's W_UK and
+multiply a run of token tiles by it; those of the second rotate rows of q_pe; those of the third
+write rows of the cache. Nothing passes between them, so they run in any order.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from mlalab_kernels.fused_absorb_qk_rope_concat_and_cache_mla.triton_programs import (
+    absorb_described,
+    absorb_pointed,
+    rotate_queries,
+    write_cache,
+)
+from mlalab_kernels.fused_qk_rope_concat_and_cache_mla.reference import check_dtypes
+from mlalab_kernels.launch import clamp_of, launch
+from mlalab_kernels.tuning import arch_of, nearest, table_of
+
+OP = "fused_absorb_qk_rope_concat_and_cache_mla"
+_CACHE_ROWS = 4
+_COPY_ENGINE = ("sm_90", "sm_100", "sm_103", "sm_120")
+"""Architectures with tensor descriptors in hardware and launches that overlap."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """How one launch is cut up; sizes are powers of two.
+
+    Args:
+        block_t, block_l: tokens and latent columns of a product's tile.
+        tiles: token tiles that one program multiplies by the tile of W_UK it holds.
+        stages: token tiles in flight.
+        warps: of every program.
+        rows: query rows that one program rotates.
+        described: move tiles by tensor descriptors (NVIDIA's copy engine) instead of pointers.
+        overlap: begin before the kernel launched before has ended, and fetch W_UK meanwhile.
+    """
+
+    block_t: int = 16
+    block_l: int = 128
+    tiles: int = 1
+    stages: int = 1
+    warps: int = 4
+    rows: int = 16
+    described: bool = False
+    overlap: bool = False
+
+
+@triton.jit(do_not_specialize=["T", "N", "M", "num_mapped", "num_slots", "products", "rotations"])
+def _kernel(
+    q_desc, w_desc, out_desc,
+    q_nope_ptr, q_pe_ptr, w_ptr, kv_c_ptr, k_pe_ptr, cache_ptr, out_ptr, q_rot_ptr, k_rot_ptr,
+    slots_ptr, k_scale_ptr, q_scale_ptr, positions_ptr, table_ptr,
+    T, N, M, num_mapped, num_slots, products, rotations,
+    q_nope_stride_t, q_nope_stride_n, q_pe_stride_t, q_pe_stride_n, w_stride_n, w_stride_p,
+    kv_c_stride, k_pe_stride, cache_stride, out_stride_t, out_stride_n, table_stride,
+    P: tl.constexpr, L: tl.constexpr, HALF: tl.constexpr, D: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_L: tl.constexpr, LATENT: tl.constexpr,
+    TILES: tl.constexpr, STAGES: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr,
+    ROWS: tl.constexpr, DESCRIBED: tl.constexpr, IS_NEOX: tl.constexpr, IN_FP32: tl.constexpr,
+    STAGED: tl.constexpr, Q_LARGEST: tl.constexpr, K_LARGEST: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    if program < products:
+        tiles = tl.cdiv(T, BLOCK_T)
+        runs = tl.cdiv(tiles, TILES)
+        NUM_L: tl.constexpr = (L + BLOCK_L - 1) // BLOCK_L
+        head, l_first = program // runs // NUM_L, (program // runs % NUM_L) * BLOCK_L
+        first = program % runs * TILES
+        last = tl.minimum(first + TILES, tiles)
+        if DESCRIBED:
+            absorb_described(
+                head, l_first, first, last, q_desc, w_desc, out_desc, q_scale_ptr,
+                P, BLOCK_T, BLOCK_L, STAGES, STAGED, Q_LARGEST, OVERLAP,
+            )  # fmt: skip
+        else:
+            absorb_pointed(
+                head, l_first, first, last, q_nope_ptr, w_ptr, out_ptr, q_scale_ptr,
+                T, q_nope_stride_t, q_nope_stride_n, w_stride_n, w_stride_p,
+                out_stride_t, out_stride_n,
+                P, L, BLOCK_P, BLOCK_T, BLOCK_L, STAGES, STAGED, Q_LARGEST, OVERLAP,
+            )  # fmt: skip
+    elif program < products + rotations:
+        rotate_queries(
+            program - products, q_pe_ptr, out_ptr + L, q_rot_ptr, q_scale_ptr, positions_ptr,
+            table_ptr, T, N, M, q_pe_stride_t, q_pe_stride_n, out_stride_t, out_stride_n,
+            table_stride,
+            HALF, D, TOKENS, HEADS, IS_NEOX, IN_FP32, STAGED, Q_LARGEST, OVERLAP,
+        )  # fmt: skip
+    else:
+        write_cache(
+            program - products - rotations, kv_c_ptr, k_pe_ptr, cache_ptr, k_rot_ptr, slots_ptr,
+            k_scale_ptr, positions_ptr, table_ptr,
+            T, M, num_mapped, num_slots, kv_c_stride, k_pe_stride, cache_stride, table_stride,
+            L, HALF, D, LATENT, ROWS, IS_NEOX, IN_FP32, STAGED, K_LARGEST, OVERLAP,
+        )  # fmt: skip
+
+
+def fused_absorb_qk_rope_concat_and_cache_mla(
+    q_nope_TNP: Tensor,
+    q_pe_TNR: Tensor,
+    w_uk_NPL: Tensor,
+    kv_c_TL: Tensor,
+    k_pe_TR: Tensor,
+    kv_cache_SC: Tensor | None,
+    q_out_TNC: Tensor,
+    slot_mapping: Tensor | None,
+    k_scale: Tensor,
+    q_scale: Tensor,
+    positions_T: Tensor,
+    cos_sin_cache_MR: Tensor | None,
+    is_neox: bool,
+    rope_in_fp32: bool = True,
+    q_pe_out: Tensor | None = None,
+    k_pe_out: Tensor | None = None,
+    staged: bool = True,
+    config: Config | None = None,
+) -> None:
+    """Write the decode query and the cache rows in one launch; see the reference for shapes.
+
+    On an NVIDIA GPU the launch may begin while the kernel before it in the stream is at its end;
+    it reads nothing but `w_uk` until that one is done. A kernel that writes `w_uk` must therefore
+    not be the one just before: synchronise, or pass a `config` without `overlap`.
+
+    Args:
+        config: how to cut the work up; the measured table decides where it is None.
+    """
+    cache, slots = kv_cache_SC, slot_mapping
+    if cache is None or slots is None:
+        cache, slots = q_out_TNC.new_empty(0, q_out_TNC.size(-1)), positions_T[:0]
+    check_dtypes(cache.dtype, q_out_TNC.dtype)
+    tensors = [q_nope_TNP, q_pe_TNR, w_uk_NPL, kv_c_TL, k_pe_TR.flatten(0, -2)]
+    q_nope, q_pe, w_uk, kv_c, k_pe = (_rows(x) for x in tensors)
+    T, N, P = q_nope.shape
+    L, R = w_uk.size(-1), q_pe.size(-1)
+    if config is None:
+        config = config_for(q_nope.device, N, T, q_out_TNC.dtype)
+    c = _fitted(config, L, (q_nope, w_uk, q_out_TNC))
+    heads = min(triton.next_power_of_2(N), c.rows)
+    tokens = c.rows // heads
+    runs = triton.cdiv(triton.cdiv(T, c.block_t), c.tiles)
+    products = runs * N * triton.cdiv(L, c.block_l)
+    rotations = triton.cdiv(T, tokens) * triton.cdiv(N, heads)
+    table = None if cos_sin_cache_MR is None else _rows(cos_sin_cache_MR)
+    launch(
+        _kernel,
+        (products + rotations + triton.cdiv(T, _CACHE_ROWS),),
+        *_descriptors(c, q_nope, w_uk, q_out_TNC),
+        *(q_nope, q_pe, w_uk, kv_c, k_pe, cache, q_out_TNC, q_pe_out, k_pe_out, slots),
+        *(k_scale, q_scale, positions_T, table),
+        *(T, N, 0 if table is None else table.size(0), min(slots.size(0), T), cache.size(0)),
+        *(products, rotations, *q_nope.stride()[:2], *q_pe.stride()[:2], *w_uk.stride()[:2]),
+        *(kv_c.stride(0), k_pe.stride(0), cache.stride(0), *q_out_TNC.stride()[:2]),
+        *(0 if table is None else table.stride(0),),
+        *(P, L, R // 2, triton.next_power_of_2(R)),
+        *(max(16, triton.next_power_of_2(P)), c.block_t, c.block_l, triton.next_power_of_2(L)),
+        *(c.tiles, c.stages, tokens, heads, _CACHE_ROWS, c.described, is_neox, rope_in_fp32),
+        *(staged, clamp_of(q_out_TNC), clamp_of(cache), c.overlap),
+        num_warps=c.warps,
+        enable_fp_fusion=False,
+        **({"launch_pdl": True} if c.overlap else {}),
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def config_for(device: torch.device, num_heads: int, num_tokens: int, dtype: torch.dtype) -> Config:
+    """Return the measured configuration nearest to this call, or a plain one that runs anywhere."""
+    name = str(dtype).removeprefix("torch.")
+    row = nearest(table_of(OP), arch_of(device), name, num_heads, num_tokens)
+    return Config() if row is None else Config(**{f.name: row[f.name] for f in fields(Config)})
+
+
+def _fitted(config: Config, latent: int, tensors: tuple[Tensor, ...]) -> Config:
+    """Return `config` without what these tensors or this device cannot do."""
+    hopper = arch_of(tensors[0].device) in _COPY_ENGINE
+    if config.described and not (hopper and _describable(config, latent, *tensors)):
+        config = replace(config, described=False, stages=min(config.stages, 2))
+    # fp32 tiles are twice as large, and fp32 products take no matrix unit.
+    largest = 32 if tensors[0].element_size() == 4 else 256
+    block_l = min(config.block_l, max(16, triton.next_power_of_2(latent)), largest)
+    block_t = min(config.block_t, largest)
+    return replace(config, block_l=block_l, block_t=block_t, overlap=config.overlap and hopper)
+
+
+def _describable(config: Config, latent: int, *tensors: Tensor) -> bool:
+    """Whether the copy engine takes these tensors: whole tiles, everything 16-byte aligned."""
+    nope = tensors[0].size(-1)
+    aligned = all(
+        x.data_ptr() % 16 == 0 and all(n * x.element_size() % 16 == 0 for n in x.stride()[:-1])
+        for x in tensors
+    )
+    whole = nope in (16, 32, 64, 128, 256) and latent % config.block_l == 0
+    return aligned and whole and tensors[0].element_size() == 2
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Return `x`, or a copy where its last dimension is not contiguous."""
+    return x if x.stride(-1) == 1 or x.size(-1) <= 1 else x.contiguous()
+
+
+def _descriptors(config: Config, q_nope: Tensor, w_uk: Tensor, out: Tensor) -> tuple[Any, ...]:
+    if not config.described:
+        return None, None, None
+    (T, N, P), L = q_nope.shape, w_uk.size(-1)
+    t, l = config.block_t, config.block_l
+    return (
+        TensorDescriptor(q_nope, [T, N, P], [*q_nope.stride()], [t, 1, P]),
+        TensorDescriptor(w_uk, [N, P, L], [*w_uk.stride()], [1, P, l]),
+        TensorDescriptor(out, [T, N, L], [*out.stride()], [t, 1, l]),
+    )
