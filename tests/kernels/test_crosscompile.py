@@ -10,9 +10,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.runtime.jit import JITFunction
 
+from mlalab_kernels import triton_math
 from mlalab_kernels.crosscompile import TARGETS, Resources, Target, resources_of
 from mlalab_kernels.launch import Launch, clamp_of, launch, recording
+from mlalab_kernels.rotary_embedding.triton_kernel import _rotate_heads
 from tests.kernels.specialisations import CALLS
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels" / "mlalab_kernels"
@@ -81,6 +84,29 @@ def test_every_kernel_has_a_row():
             f"{module} is compiled for no target: add a call of it to CALLS in "
             "tests/kernels/specialisations.py."
         )
+
+
+def calls(function: JITFunction, wanted: JITFunction) -> bool:
+    """Whether `function` calls `wanted`, itself or through others."""
+    named = [function.fn.__globals__.get(name) for name in function.fn.__code__.co_names]
+    inner = [f for f in named if isinstance(f, JITFunction) and f is not function]
+    return wanted in inner or any(calls(f, wanted) for f in inner)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_rotation_is_compiled_without_fused_multiply_adds(call):
+    """The interpreter never fuses, so no comparison on the CPU would notice."""
+    for launched in launches_of(CALLS[call], TARGETS[0]):
+        exact = launched.options.get("enable_fp_fusion") is False
+        assert exact or not calls(launched.kernel, triton_math.rotated), (
+            f"{launched.kernel.fn.__name__}, as launched by {call!r}, rotates: launch it with "
+            "enable_fp_fusion=False, to round as the reference does."
+        )
+
+
+def test_calls_are_followed():
+    assert calls(_rotate_heads, triton_math.rotated)
+    assert not calls(_rotate_heads, triton_math.stored)
 
 
 @triton.jit
