@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mlalab_kernels.numerics import FP8_DTYPES
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One call of `launch`, with its very arguments."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Recorder:
+    backend: str
+    launches: list[Launch]
+
+
+_RECORDER: ContextVar[_Recorder | None] = ContextVar("recorder", default=None)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
@@ -20,6 +43,9 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     """
     if 0 in grid:
         return
+    if recorder := _RECORDER.get():
+        recorder.launches.append(Launch(kernel, grid, args, options))
+        return
     device = next(x.device for x in args if isinstance(x, Tensor))
     if device.type == "cpu":
         from mlalab_kernels._interpreter import interpret
@@ -30,10 +56,28 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
             kernel[grid](*args, **options)
 
 
+@contextlib.contextmanager
+def recording(backend: str) -> Iterator[list[Launch]]:
+    """Collect the launches of this thread in the list given, and run none of them.
+
+    Args:
+        backend: `"cuda"` or `"hip"`, for which a wrapper is to choose its kernels' arguments.
+    """
+    recorder = _Recorder(backend, [])
+    token = _RECORDER.set(recorder)
+    try:
+        yield recorder.launches
+    finally:
+        _RECORDER.reset(token)
+
+
 def clamp_of(out: Tensor) -> float:
     """Return the bound that a kernel must clamp to before it stores to `out`, 0 for none.
 
     NVIDIA's conversion to FP8 saturates; elsewhere one that overflows may become NaN.
     """
-    saturates = out.is_cuda and torch.version.hip is None
+    if recorder := _RECORDER.get():
+        saturates = recorder.backend == "cuda"
+    else:
+        saturates = out.is_cuda and torch.version.hip is None
     return 0.0 if saturates or out.dtype not in FP8_DTYPES else torch.finfo(out.dtype).max
