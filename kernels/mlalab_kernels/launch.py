@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class _Recorder:
-    backend: str
+    arch: str
     launches: list[Launch]
 
 
@@ -57,13 +58,13 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
 
 
 @contextlib.contextmanager
-def recording(backend: str) -> Iterator[list[Launch]]:
+def recording(arch: str) -> Iterator[list[Launch]]:
     """Collect the launches of this thread in the list given, and run none of them.
 
     Args:
-        backend: `"cuda"` or `"hip"`, for which a wrapper is to choose its kernels' arguments.
+        arch: `"sm_90"`, `"gfx942"`, ..., for which a wrapper is to choose its kernels' arguments.
     """
-    recorder = _Recorder(backend, [])
+    recorder = _Recorder(arch, [])
     token = _RECORDER.set(recorder)
     try:
         yield recorder.launches
@@ -71,13 +72,27 @@ def recording(backend: str) -> Iterator[list[Launch]]:
         _RECORDER.reset(token)
 
 
+def arch_of(device: torch.device) -> str:
+    """Return `sm_90`, `gfx942`, ..., or `cpu`; inside `recording`, what is recorded for."""
+    if recorder := _RECORDER.get():
+        return recorder.arch
+    return _arch_of(device)
+
+
+@functools.cache
+def _arch_of(device: torch.device) -> str:
+    if device.type == "cpu":
+        return "cpu"
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return str(properties.gcnArchName).split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
 def clamp_of(out: Tensor) -> float:
     """Return the bound that a kernel must clamp to before it stores to `out`, 0 for none.
 
     NVIDIA's conversion to FP8 saturates; elsewhere one that overflows may become NaN.
     """
-    if recorder := _RECORDER.get():
-        saturates = recorder.backend == "cuda"
-    else:
-        saturates = out.is_cuda and torch.version.hip is None
+    saturates = arch_of(out.device).startswith("sm_")
     return 0.0 if saturates or out.dtype not in FP8_DTYPES else torch.finfo(out.dtype).max

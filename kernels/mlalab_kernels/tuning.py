@@ -15,20 +15,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 ENVIRONMENT = "MLALAB_TUNING"
 Row = Mapping[str, Any]
-
-
-def arch_of(device: torch.device) -> str:
-    """Return `sm_90`, `gfx942`, ... or `cpu`."""
-    if device.type == "cpu":
-        return "cpu"
-    properties = torch.cuda.get_device_properties(device)
-    if torch.version.hip:
-        return str(properties.gcnArchName).split(":")[0]
-    return f"sm_{properties.major}{properties.minor}"
 
 
 def table_of(op: str) -> tuple[Row, ...]:

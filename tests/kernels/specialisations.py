@@ -12,6 +12,9 @@ from functools import partial
 
 import torch
 
+from mlalab_kernels.fused_absorb_qk_rope_concat_and_cache_mla.triton_kernel import (
+    fused_absorb_qk_rope_concat_and_cache_mla,
+)
 from mlalab_kernels.rotary_embedding.triton_kernel import rotary_embedding
 
 BF16 = torch.bfloat16
@@ -25,7 +28,25 @@ def rotate(fp8_dtype: torch.dtype, heads: int, is_neox: bool, table_dtype: torch
     rotary_embedding(positions, q[..., 128:], latent[:, None, 512:], 64, table, is_neox)
 
 
+def prepare(fp8_dtype: torch.dtype, tokens: int, heads: int, fp8_query: bool = True) -> None:
+    """DeepSeek's sizes, cut up as the tuning table says for the target."""
+    q, w_uk = torch.empty(tokens, heads, 192, dtype=BF16), torch.empty(heads, 128, 512, dtype=BF16)
+    latent, cache = torch.empty(tokens, 576, dtype=BF16), torch.empty(ROWS, 576, dtype=fp8_dtype)
+    query = torch.empty(tokens, heads, 576, dtype=fp8_dtype if fp8_query else BF16)
+    index, scale = torch.zeros(tokens).long(), torch.ones(1)
+    fused_absorb_qk_rope_concat_and_cache_mla(
+        *(q[..., :128], q[..., 128:], w_uk, latent[:, :512], latent[:, 512:], cache, query),
+        *(index, scale, scale, index, torch.empty(ROWS, 64), False),
+    )
+
+
 CALLS: dict[str, Callable[[torch.dtype], None]] = {
+    "prepare T=1 N=16": partial(prepare, tokens=1, heads=16),
+    "prepare T=8 N=128": partial(prepare, tokens=8, heads=128),
+    "prepare T=64 N=64": partial(prepare, tokens=64, heads=64),
+    "prepare T=128 N=16": partial(prepare, tokens=128, heads=16),
+    "prepare T=512 N=128": partial(prepare, tokens=512, heads=128),
+    "prepare T=512 N=128 bf16": partial(prepare, tokens=512, heads=128, fp8_query=False),
     "rotary N=16": partial(rotate, heads=16, is_neox=False, table_dtype=torch.float32),
     "rotary N=128 neox": partial(rotate, heads=128, is_neox=True, table_dtype=BF16),
 }

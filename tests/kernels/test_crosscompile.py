@@ -41,7 +41,7 @@ def report() -> Iterator[list[tuple[str, Resources]]]:
 
 
 def launches_of(call, target: Target) -> list[Launch]:
-    with recording(target.gpu.backend) as launches:
+    with recording(target.name) as launches:
         call(target.fp8_dtype)
     return launches
 

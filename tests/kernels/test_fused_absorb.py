@@ -157,7 +157,8 @@ def test_the_orders_of_rounding_differ():
 
 
 def test_the_table_is_asked_for_the_nearest_cell():
-    assert config_for(torch.device("cpu"), 16, 8, FN) == Config()
+    assert config_for("cpu", 16, 8, FN) == Config()
+    assert config_for("cpu", 16, 800, FN) == Config(block_t=64)
     rows = triton_kernel.table_of(triton_kernel.OP)
     nearest = triton_kernel.nearest(rows, "sm_90", "float8_e4m3fn", 96, 300)
     assert (nearest["heads"], nearest["tokens"]) == (128, 256)

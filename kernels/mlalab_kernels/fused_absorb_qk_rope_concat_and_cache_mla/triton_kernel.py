@@ -24,8 +24,8 @@ from mlalab_kernels.fused_absorb_qk_rope_concat_and_cache_mla.triton_programs im
     write_cache,
 )
 from mlalab_kernels.fused_qk_rope_concat_and_cache_mla.reference import check_dtypes
-from mlalab_kernels.launch import clamp_of, launch
-from mlalab_kernels.tuning import arch_of, nearest, table_of
+from mlalab_kernels.launch import arch_of, clamp_of, launch
+from mlalab_kernels.tuning import nearest, table_of
 
 OP = "fused_absorb_qk_rope_concat_and_cache_mla"
 _CACHE_ROWS = 4
@@ -145,7 +145,7 @@ def fused_absorb_qk_rope_concat_and_cache_mla(
     T, N, P = q_nope.shape
     L, R = w_uk.size(-1), q_pe.size(-1)
     if config is None:
-        config = config_for(q_nope.device, N, T, q_out_TNC.dtype)
+        config = config_for(arch_of(q_nope.device), N, T, q_out_TNC.dtype)
     c = _fitted(config, L, (q_nope, w_uk, q_out_TNC))
     heads = min(triton.next_power_of_2(N), c.rows)
     tokens = c.rows // heads
@@ -174,11 +174,13 @@ def fused_absorb_qk_rope_concat_and_cache_mla(
 
 
 @functools.lru_cache(maxsize=4096)
-def config_for(device: torch.device, num_heads: int, num_tokens: int, dtype: torch.dtype) -> Config:
+def config_for(arch: str, num_heads: int, num_tokens: int, dtype: torch.dtype) -> Config:
     """Return the measured configuration nearest to this call, or a plain one that runs anywhere."""
     name = str(dtype).removeprefix("torch.")
-    row = nearest(table_of(OP), arch_of(device), name, num_heads, num_tokens)
-    return Config() if row is None else Config(**{f.name: row[f.name] for f in fields(Config)})
+    row = nearest(table_of(OP), arch, name, num_heads, num_tokens)
+    if row is None:
+        return Config(block_t=min(64, max(16, triton.next_power_of_2(num_tokens))))
+    return Config(**{f.name: row[f.name] for f in fields(Config)})
 
 
 def _fitted(config: Config, latent: int, tensors: tuple[Tensor, ...]) -> Config:
