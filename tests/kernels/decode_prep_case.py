@@ -54,6 +54,8 @@ class Step:
             self.w_uk.copy_((self.w_uk * 8).round() / 8)
         self.latent = normal(self.T, self.L + self.R + 2)
         self.cos_sin = normal(40, self.R + 1, dtype=self.table)[:, :-1]
+        # Made here: a capture may copy nothing from the host.
+        self.scales = torch.tensor([[self.k_scale], [self.q_scale]]).to(self.device)
         self.num_slots = self.T + 5
         order = torch.randperm(self.num_slots, generator=generator)[: self.T]
         self.slots = order.to(self.index).to(self.device)
@@ -73,12 +75,11 @@ class Step:
             outs = {k: poison(*s, dtype=self.dtype, device=self.device) for k, s in shapes.items()}
             options |= outs
             written |= outs
-        scales = (torch.tensor(x, device=self.device) for x in (self.k_scale, self.q_scale))
         kernel(
             *(self.q[..., : self.P], self.q[..., self.P :], self.w_uk),
             *(self.latent[:, : self.L], self.latent[:, self.L : width]),
             *(cache[GUARD:-GUARD], query[GUARD : GUARD + self.T], options.pop("slots", self.slots)),
-            *(*scales, self.positions, options.pop("cos_sin", self.cos_sin)),
+            *(*self.scales, self.positions, options.pop("cos_sin", self.cos_sin)),
             options.pop("is_neox", False),
             **options,
         )
