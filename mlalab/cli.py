@@ -59,12 +59,14 @@ def _trace(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from mlalab.env import report
+    from mlalab.env import default_device, report
+    from mlalab.kernels import choices
 
-    facts = report()
-    width = max(map(len, facts))
-    for subject, fact in facts.items():
-        print(f"{subject:<{width}}  {fact}")
+    served = {op: f"{by}, {why}" for op, (by, why) in choices(default_device()).items()}
+    for facts in (report(), served):
+        width = max(map(len, facts))
+        for subject, fact in facts.items():
+            print(f"{subject:<{width}}  {fact}")
     return 0
 
 
