@@ -26,20 +26,19 @@ _AHEAD_CYCLES = 2_000_000
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """A graph that repeats some work, with everything that the work returned kept alive."""
+    """A graph that repeats some work, with all that it reads and writes kept alive.
+
+    Args:
+        units: how many layers (or copies, or launches) one replay stands for.
+    """
 
     graph: Any
     kept: object
     units: int
-    """How many layers (or copies, or launches) one replay stands for."""
 
 
-def capture(steps: Sequence[Callable[[], object]], units: int | None = None) -> Captured:
-    """Run `steps` until nothing is left to compile or allocate, then capture them in one graph.
-
-    Args:
-        units: how many pieces of work that is; by default, one per step.
-    """
+def capture(steps: Sequence[Callable[[], object]]) -> Captured:
+    """Run `steps` until nothing is left to compile, then capture them in one graph, a unit each."""
     # Capture is not possible on the default stream; what is warmed up elsewhere is as it will be.
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -51,9 +50,10 @@ def capture(steps: Sequence[Callable[[], object]], units: int | None = None) -> 
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        # Kept, so that every layer writes memory of its own, as a model's would.
-        kept = [step() for step in steps]
-    return Captured(graph, kept, units or len(steps))
+        # Results are kept, so that every layer writes memory of its own, as a model's would; the
+        # steps, because the graph holds addresses of what they read and nothing more.
+        kept = [(step, step()) for step in steps]
+    return Captured(graph, kept, len(steps))
 
 
 def measure(work: Mapping[str, Captured], replays: int) -> dict[str, Spread]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import types
+
 import pytest
 import torch
 
@@ -68,6 +71,28 @@ def test_contenders_take_turns_and_times_are_per_unit(gpu):
 def test_nothing_waits_between_the_events_of_a_sample(gpu):
     measure({"a": Captured(gpu.graph("a", 1.0), None, 1)}, 1)
     assert gpu.log == ["a", "wait", "sleep", "event", "a", "event", "wait"]
+
+
+def test_warm_up_comes_before_capture_and_on_a_stream_of_its_own(gpu, monkeypatch):
+    @contextlib.contextmanager
+    def within(name):
+        gpu.log.append(f"enter {name}")
+        yield
+        gpu.log.append(f"leave {name}")
+
+    default = types.SimpleNamespace(wait_stream=lambda other: gpu.log.append("join"))
+    side = types.SimpleNamespace(wait_stream=lambda other: gpu.log.append("fork"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: default)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: side)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: within("side"))
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: within("graph"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: gpu.graph("work", 1.0))
+    steps = [lambda: gpu.log.append("a"), lambda: gpu.log.append("b")]
+    captured = timing.capture(steps)
+    warm_up = ["fork", "enter side", *("a", "b") * 3, "leave side", "join", "wait"]
+    assert gpu.log == [*warm_up, "enter graph", "a", "b", "leave graph"]
+    assert captured.units == 2
+    assert [step for step, _ in captured.kept] == steps
 
 
 def test_spread_is_median_and_quartiles():
