@@ -1,4 +1,4 @@
-"""The command line: `python -m mlalab trace | doctor | clean`."""
+"""The command line: `python -m mlalab trace | bench | doctor | clean`."""
 
 from __future__ import annotations
 
@@ -59,13 +59,31 @@ def _trace(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from mlalab.env import report
+    from mlalab.env import default_device, report
+    from mlalab.kernels import choices
 
-    facts = report()
-    width = max(map(len, facts))
-    for subject, fact in facts.items():
-        print(f"{subject:<{width}}  {fact}")
+    served = {op: f"{by}, {why}" for op, (by, why) in choices(default_device()).items()}
+    for facts in (report(), served):
+        width = max(map(len, facts))
+        for subject, fact in facts.items():
+            print(f"{subject:<{width}}  {fact}")
     return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from mlalab.bench.command import decode_prep
+    from mlalab.env import device_named
+
+    return decode_prep(
+        device_named(arguments.device),
+        tokens=arguments.tokens,
+        heads=arguments.heads,
+        formats=arguments.formats,
+        quick=arguments.quick,
+        check_only=arguments.check_only,
+        replays=arguments.replays,
+        out=arguments.out,
+    )
 
 
 def _clean(arguments: argparse.Namespace) -> int:
@@ -85,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mlalab {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_trace(commands)
+    _add_bench(commands)
 
     doctor = commands.add_parser("doctor", help="what this machine is and what it can run")
     doctor.set_defaults(run=_doctor)
@@ -121,6 +140,28 @@ def _add_trace(commands: Any) -> None:
     trace.add_argument("--no-check", dest="check", action="store_false", help="skip the proof")
     trace.add_argument("--html", type=Path, metavar="FILE", help="write a page that steps")
     trace.add_argument("--json", type=Path, metavar="FILE", help="write the trace")
+
+
+def _add_bench(commands: Any) -> None:
+    def numbers(text: str) -> list[int]:
+        return [int(part) for part in text.split(",")]
+
+    bench = commands.add_parser("bench", help="check and time the fused kernels on a GPU")
+    bench.set_defaults(run=_bench)
+    bench.add_argument("what", choices=("decode-prep",), help="decode-prep: query and cache write")
+    bench.add_argument("--device", help="cuda or cpu (the accelerator when there is one)")
+    bench.add_argument("--quick", action="store_true", help="6 cells instead of 54")
+    bench.add_argument("--tokens", type=numbers, metavar="T,T,...", help="tokens in the batch")
+    bench.add_argument("--heads", type=numbers, metavar="N,N,...", help="query heads")
+    bench.add_argument(
+        "--formats",
+        type=lambda text: text.split(","),
+        metavar="Q/C,...",
+        help="of query and cache: fp8/fp8, bf16/fp8, bf16/bf16",
+    )
+    bench.add_argument("--replays", type=int, default=20, help="samples of each time (20)")
+    bench.add_argument("--check-only", action="store_true", help="check the kernels, time nothing")
+    bench.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

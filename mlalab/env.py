@@ -65,6 +65,13 @@ class Availability:
     detail: str
 
 
+def probe_triton() -> Availability:
+    """Look for Triton without importing it."""
+    if importlib.util.find_spec("triton") is None:
+        return Availability(False, "not installed; there are builds for Linux only")
+    return Availability(True, "ready")
+
+
 def probe_aiter() -> Availability:
     """Look for AMD's AITER without importing it where it cannot work.
 

@@ -1,57 +1,82 @@
-"""Which implementation serves an op.
+"""Which implementation serves an op, and why.
 
-The table maps op → provider → function; implementations live in `mlalab_kernels.<op>`.
+An op's implementations live in `mlalab_kernels.<op>`, one module per provider, each with a function
+of the op's name and of the reference's signature; they are imported when first used. What is chosen
+follows the device that the tensors lie on: a CPU tensor on a GPU machine gets the reference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib import import_module
+from importlib.util import find_spec
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, get_args
 
-from mlalab.env import Availability, probe_aiter
+import torch
+
+from mlalab.env import Availability, probe_aiter, probe_triton
 from mlalab.errors import ConfigError
-from mlalab_kernels.fused_absorb_qk_rope_concat_and_cache_mla.reference import (
-    fused_absorb_qk_rope_concat_and_cache_mla,
-)
-from mlalab_kernels.fused_qk_rope_concat_and_cache_mla.reference import (
-    fused_qk_rope_concat_and_cache_mla,
-)
-from mlalab_kernels.fused_rope_and_unified_kv_cache_update.reference import (
-    fused_rope_and_unified_kv_cache_update,
-)
-from mlalab_kernels.fused_rope_unified_mla_kv_cache_update.reference import (
-    fused_rope_unified_mla_kv_cache_update,
-)
-from mlalab_kernels.mla_decode_attention.reference import mla_decode_attention
-from mlalab_kernels.mla_decode_q_prep.reference import mla_decode_q_prep
-from mlalab_kernels.mla_prefill_attention.reference import mla_prefill_attention
-from mlalab_kernels.paged_attention.reference import paged_attention
-from mlalab_kernels.rotary_embedding.reference import rotary_embedding
-from mlalab_kernels.unified_kv_cache_update.reference import unified_kv_cache_update
-from mlalab_kernels.unified_mla_kv_cache_update.reference import unified_mla_kv_cache_update
 
 Provider = Literal["auto", "aiter", "triton", "reference"]
 
-_TABLE: Mapping[str, Mapping[str, Callable[..., Any]]] = {
-    function.__name__: {"reference": function}
-    for function in (
-        fused_absorb_qk_rope_concat_and_cache_mla,
-        fused_qk_rope_concat_and_cache_mla,
-        fused_rope_and_unified_kv_cache_update,
-        fused_rope_unified_mla_kv_cache_update,
-        mla_decode_attention,
-        mla_decode_q_prep,
-        mla_prefill_attention,
-        paged_attention,
-        rotary_embedding,
-        unified_kv_cache_update,
-        unified_mla_kv_cache_update,
-    )
+_MODULES = {"aiter": "aiter_call", "triton": "triton_kernel", "reference": "reference"}
+_OPS = (
+    "fused_absorb_qk_rope_concat_and_cache_mla",
+    "fused_qk_rope_concat_and_cache_mla",
+    "fused_rope_and_unified_kv_cache_update",
+    "fused_rope_unified_mla_kv_cache_update",
+    "mla_decode_attention",
+    "mla_decode_q_prep",
+    "mla_prefill_attention",
+    "paged_attention",
+    "rotary_embedding",
+    "unified_kv_cache_update",
+    "unified_mla_kv_cache_update",
+)
+_TABLE: Mapping[str, Mapping[str, str]] = {
+    op: {
+        provider: f"mlalab_kernels.{op}.{module}"
+        for provider, module in _MODULES.items()
+        if find_spec(f"mlalab_kernels.{op}.{module}")
+    }
+    for op in _OPS
 }
+"""Op → provider → the module that holds its function."""
+
+_PREFERRED: Mapping[str, tuple[str, ...]] = {
+    "CPU": (),
+    "CUDA": ("triton",),
+    "ROCm": ("aiter", "triton"),
+}
+"""Where tensors lie → who is asked before the reference."""
+
+_READY = Availability(True, "ready")
+# Called through their names, so that a test can put another machine in their place.
+_PROBES: Mapping[str, Callable[[], Availability]] = {
+    "aiter": lambda: probe_aiter(),
+    "triton": lambda: probe_triton(),
+}
+_EVERY_OP = "*"
+_forced: ContextVar[Mapping[str, str]] = ContextVar(
+    "mlalab_forced_providers", default=MappingProxyType({})
+)
+
+
+class Choice(NamedTuple):
+    """Who serves an op, and the reason in a few words."""
+
+    provider: str
+    reason: str
 
 
 def availability(provider: str, op: str | None = None) -> Availability:
     """Return whether `provider` runs on this machine and, with `op`, serves that kernel.
+
+    Triton runs on any machine that has it: on a CPU its kernels are interpreted, slowly.
 
     Raises:
         ConfigError: no provider is called so.
@@ -60,15 +85,118 @@ def availability(provider: str, op: str | None = None) -> Availability:
         raise ConfigError(
             f"provider must be one of {', '.join(get_args(Provider))}, got {provider!r}."
         )
-    if provider == "aiter" and not (probe := probe_aiter()).usable:
+    if provider in _PROBES and not (probe := _PROBES[provider]()).usable:
         return probe
     if provider == "auto" or op is None or provider in _TABLE.get(op, {}):
-        return Availability(True, "ready")
+        return _READY
     return Availability(False, f"mlalab has no {provider} kernel for it")
 
 
-def pick(op: str) -> Callable[..., Any]:
-    """Return the implementation of `op` for this machine."""
+def pick(op: str, device: torch.device) -> Callable[..., Any]:
+    """Return the implementation of `op` for tensors on `device`.
+
+    Raises:
+        ConfigError: no kernel is called so.
+    """
+    return _load(op, choice(op, device).provider)
+
+
+def choice(op: str, device: torch.device) -> Choice:
+    """Return who serves `op` for tensors on `device`, and why.
+
+    Raises:
+        ConfigError: no kernel is called so.
+    """
+    forced = _forced.get()
+    return _choose(op, device.type, forced.get(op) or forced.get(_EVERY_OP, "auto"))
+
+
+def load(op: str, provider: str) -> Callable[..., Any]:
+    """Return the implementation of `op` by `provider`, whatever the device.
+
+    Raises:
+        ConfigError: no such kernel or provider, or it cannot be used here.
+    """
+    _require(provider, op)
+    return _load(op, provider)
+
+
+@contextmanager
+def force(provider: Provider | None = None, /, **ops: Provider) -> Iterator[None]:
+    """Have `provider` serve every op inside the block, or each op that is named: `op=provider`.
+
+    An op that `provider` has no kernel for keeps to the reference, unless it is named. Forcing
+    "triton" on CPU tensors interprets the kernels; "auto" undoes an outer block. For this thread.
+
+    Raises:
+        ConfigError: no such op or provider, or it cannot be used here.
+    """
+    if provider is not None:
+        _require(provider)
+    for op, named in ops.items():
+        _require(named, op)
+    outer = _forced.get() if provider is None else {_EVERY_OP: provider}
+    token = _forced.set({**outer, **ops})
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def choices(device: torch.device) -> dict[str, Choice]:
+    """Return who serves each op for tensors on `device`, and why."""
+    return {op: choice(op, device) for op in _OPS}
+
+
+def summary(device: torch.device) -> str:
+    """Return who serves the ops in one line; ops are named unless all are served alike."""
+    served: dict[Choice, list[str]] = {}
+    for op, chosen in choices(device).items():
+        served.setdefault(chosen, []).append(op)
+    names = {c: f": {', '.join(ops)}" if len(served) > 1 else "" for c, ops in served.items()}
+    return "; ".join(f"{c.provider} ({c.reason}){of}" for c, of in names.items())
+
+
+@functools.cache
+def _choose(op: str, device_type: str, forced: str) -> Choice:
+    _known(op)
+    place = "CPU"
+    if device_type == "cuda":
+        place = "ROCm" if torch.version.hip else "CUDA"
+    asked, reason = (_PREFERRED[place], f"{place} tensors")
+    if forced != "auto":
+        asked, reason = (forced,), "forced"
+    refusals: list[str] = []
+    for provider in asked:
+        refusal = _refusal(provider, op)
+        if not refusal:
+            return Choice(provider, "; ".join(refusals) or reason)
+        refusals.append(refusal)
+    return Choice("reference", "; ".join(refusals) or reason)
+
+
+def _refusal(provider: str, op: str) -> str:
+    if provider not in _TABLE[op]:
+        return f"no {provider} kernel"
+    served = availability(provider, op)
+    return "" if served.usable else f"{provider}: {served.detail}"
+
+
+@functools.cache
+def _load(op: str, provider: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(import_module(_TABLE[op][provider]), op)
+    return function
+
+
+def _require(provider: str, op: str | None = None) -> None:
+    if op is not None:
+        _known(op)
+    served = availability(provider, op)
+    if not served.usable:
+        subject = provider if op is None else f"{provider} for {op}"
+        raise ConfigError(f"Cannot use {subject}: {served.detail}.")
+
+
+def _known(op: str) -> None:
     if op not in _TABLE:
         raise ConfigError(f"No kernel is called {op!r}; known: {', '.join(sorted(_TABLE))}.")
-    return _TABLE[op]["reference"]

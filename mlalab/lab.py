@@ -14,6 +14,7 @@ from mlalab.compile.config import PassConfig, resolve
 from mlalab.compile.ranges import CompileRange
 from mlalab.context import BatchMetadata
 from mlalab.errors import ConfigError
+from mlalab.kernels import summary
 from mlalab.layers.kinds import Attention
 from mlalab.layers.options import LayerOptions
 from mlalab.passes.fusion import Pass
@@ -137,10 +138,12 @@ def _mark_dynamic(bench: Workbench) -> None:
 
 def _facts(bench: Workbench) -> dict[str, str]:
     options = bench.layers[0].options
+    device = torch.device(options.device or "cpu")
     return {
         "layers": str(len(bench.layers)),
         "dtype": str(options.dtype).removeprefix("torch."),
         "kv cache": options.kv_cache_dtype,
-        "device": str(options.device or "cpu"),
+        "device": str(device),
+        "kernels": summary(device),
         "torch": torch.__version__,
     }

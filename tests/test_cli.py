@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, and one sentence for every mistake."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -84,6 +85,7 @@ def test_doctor_reports_each_subject(capsys):
     assert code == 0
     for subject in ("torch", "triton", "device", "arch", "fp8", "aiter"):
         assert subject in out
+    assert re.search(r"^mla_decode_q_prep +(reference|triton|aiter), \w", out, re.M)
 
 
 def test_clean_says_what_it_changed(capsys, tmp_path):

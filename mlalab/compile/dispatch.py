@@ -24,6 +24,7 @@ from mlalab.compile.report import Report, report_of, warn_of_misses, warn_of_use
 from mlalab.compile.settings import CompileConfig
 from mlalab.context import ForwardContext, current_context, forward_context
 from mlalab.errors import ConfigError, InputError
+from mlalab.kernels import availability, force
 from mlalab.passes.driver import PassDriver, check_order
 from mlalab.passes.fusion import Pass
 from mlalab.passes.pipeline import PIPELINE
@@ -73,6 +74,9 @@ class CompiledModel:
             raise ConfigError(f"{type(module).__name__} has no attention layer of mlalab to fuse.")
         kinds = {layer.kind for layer in self.layers}
         self.passes = tuple(passes)
+        # One that cannot be used has its fusions switched off, aloud; the rest still has to run.
+        provider = self.config.provider
+        self._forces = provider != "auto" and availability(provider).usable
         self._query_len = self.config.decode_query_len
         self.decided = self.config.passes_of(
             rope_custom_op=any(layer.options.rope_custom_op for layer in self.layers)
@@ -96,7 +100,11 @@ class CompiledModel:
             InputError: more tokens than the last range holds.
             ContextError: no forward context is open.
         """
-        return self.graph_for(positions, hidden_TD)(positions, hidden_TD)
+        graph = self.graph_for(positions, hidden_TD)
+        if not self._forces:
+            return graph(positions, hidden_TD)
+        with force(self.config.provider):
+            return graph(positions, hidden_TD)
 
     def graph_for(self, positions: Tensor, hidden_TD: Tensor) -> Graph:
         """Return the graph that serves this batch, compiled now if it is the first of its kind."""

@@ -107,7 +107,7 @@ class GQAAttention(nn.Module):
 
     def attend(self, q_TNH: Tensor, metadata: BatchMetadata) -> Tensor:
         """Return attention of the batch, `[T, N, H]`; its keys and values are in the cache."""
-        return pick("paged_attention")(
+        return pick("paged_attention", q_TNH.device)(
             *(q_TNH, self.kv_cache.typed, metadata.block_table),
             *(metadata.query_lens, metadata.seq_lens, self.softmax_scale),
             *(self.k_scale, self.v_scale),

@@ -146,7 +146,7 @@ class MLAAttention(nn.Module):
 
     def prepare_decode_query(self, q_TNH: Tensor) -> Tensor:
         """Return `[q_nope · W_UK | q_pe]`, `[T, N, C]`, in FP8 when the cache is."""
-        return pick("mla_decode_q_prep")(
+        return pick("mla_decode_q_prep", q_TNH.device)(
             q_TNH, self.w_uk_NPL, self.q_scale, self.kv_cache.typed_dtype
         )
 
@@ -186,7 +186,7 @@ class MLAAttention(nn.Module):
 
     def _attend_decode(self, q_TNC: Tensor, metadata: BatchMetadata) -> Tensor:
         requests = slice(metadata.num_decodes)
-        latent_TNL, _ = pick("mla_decode_attention")(
+        latent_TNL, _ = pick("mla_decode_attention", q_TNC.device)(
             *(q_TNC, self.kv_cache.typed_BKC),
             *(metadata.block_table[requests], metadata.query_lens[requests]),
             *(metadata.seq_lens[requests], self.softmax_scale, self.shape.kv_lora_rank),
@@ -204,7 +204,7 @@ class MLAAttention(nn.Module):
         context_SC = dequantize(rows, self.k_scale, q_TNH.dtype)
         sizes = [self.shape.kv_lora_rank, self.shape.qk_rope_head_dim]
         context_c, context_pe = context_SC.split(sizes, dim=-1)
-        return pick("mla_prefill_attention")(
+        return pick("mla_prefill_attention", q_TNH.device)(
             *(q_TNH, torch.cat((context_c, kv_c_TL)), torch.cat((context_pe, k_pe_TR))),
             *(self._w_kv_b, self.softmax_scale),
         )

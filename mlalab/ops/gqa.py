@@ -22,7 +22,7 @@ def unified_kv_cache_update(key: Tensor, value: Tensor, layer_name: str) -> Tens
     """
     context = current_context()
     if context.slot_mapping is not None:
-        kernel = pick("unified_kv_cache_update")
+        kernel = pick("unified_kv_cache_update", key.device)
         kernel(key, value, *_cache_and_scales(context, layer_name, key.size(0)))
     return key.new_empty(0)
 
@@ -98,7 +98,7 @@ def fused_rope_and_unified_kv_cache_update(
     target = _cache_and_scales(context, layer_name, key.size(0))
     if context.checked:
         check_positions(positions, cos_sin_cache.size(0))
-    pick("fused_rope_and_unified_kv_cache_update")(
+    pick("fused_rope_and_unified_kv_cache_update", key.device)(
         *(query, key, value, positions, cos_sin_cache, is_neox, *target, rope_in_fp32)
     )
     return key.new_empty(0)

@@ -28,7 +28,8 @@ def rotary_embedding(
     context = optional_context()
     if context is not None and context.checked:
         check_positions(positions, cos_sin_cache.size(0))
-    pick("rotary_embedding")(positions, query, key, head_size, cos_sin_cache, is_neox)
+    kernel = pick("rotary_embedding", query.device)
+    kernel(positions, query, key, head_size, cos_sin_cache, is_neox)
 
 
 def rotary_embedding_fake(
@@ -55,7 +56,7 @@ def unified_mla_kv_cache_update(
     context = current_context()
     if context.slot_mapping is not None:
         cache = cache_of(context, layer_name, kv_cache_dtype, kv_c.size(0))
-        kernel = pick("unified_mla_kv_cache_update")
+        kernel = pick("unified_mla_kv_cache_update", kv_c.device)
         kernel(kv_c, k_pe, cache.rows_SC, context.slot_mapping, k_scale)
     return kv_c.new_empty(0)
 
@@ -154,7 +155,7 @@ def fused_rope_unified_mla_kv_cache_update(
         rows = cache_of(context, layer_name, kv_cache_dtype, kv_c.size(0)).rows_SC
     if context.checked:
         check_positions(positions, cos_sin_cache.size(0))
-    pick("fused_rope_unified_mla_kv_cache_update")(
+    pick("fused_rope_unified_mla_kv_cache_update", q_pe.device)(
         *(positions, q_pe, k_pe, kv_c, cos_sin_cache, is_neox),
         *(rows, context.slot_mapping, kv_cache_scale, rope_in_fp32),
     )

@@ -149,7 +149,7 @@ def _fused(
     if context.checked:
         check_positions(positions, cos_sin_cache.size(0))
     query = _empty_query(q_nope, layer_name)
-    pick("fused_absorb_qk_rope_concat_and_cache_mla")(
+    pick("fused_absorb_qk_rope_concat_and_cache_mla", q_nope.device)(
         *(q_nope, q_pe, layer.w_uk_NPL, kv_c, k_pe, rows, query, context.slot_mapping),
         *(k_scale, layer.q_scale, positions, cos_sin_cache, is_neox, rope_in_fp32),
         *(q_pe_out, k_pe_out),

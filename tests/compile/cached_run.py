@@ -22,9 +22,9 @@ def main(fused: bool) -> None:
     cache = bench.layers[0].kv_cache.storage.clone()
     calls = []
 
-    def watched(op):
+    def watched(op, device):
         calls.append(op)
-        return pick(op)
+        return pick(op, device)
 
     from mlalab.ops import mla
 

@@ -123,8 +123,8 @@ DAMAGE = {
 def test_parity_notices_a_broken_kernel(damage, monkeypatch):
     pick = mla_decode.pick
 
-    def damaged(op):
-        kernel = pick(op)
+    def damaged(op, device):
+        kernel = pick(op, device)
         return lambda *arguments: kernel(*DAMAGE[damage](list(arguments)))
 
     monkeypatch.setattr(mla_decode, "pick", damaged)

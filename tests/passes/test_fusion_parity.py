@@ -185,8 +185,8 @@ def broken(name, change):
     """Return a replacement for `pick` that damages what one kernel gets."""
     pick = ops_module.pick
 
-    def damaged(op):
-        kernel = pick(op)
+    def damaged(op, device):
+        kernel = pick(op, device)
         return (lambda *arguments: kernel(*change(list(arguments)))) if op == name else kernel
 
     return damaged

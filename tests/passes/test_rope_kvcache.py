@@ -214,10 +214,10 @@ def test_parity_holds_while_the_kernel_is_whole():
 def break_kernel(monkeypatch, damage):
     pick = ops_module.pick
 
-    def damaged(op):
+    def damaged(op, device):
         if op != "fused_rope_and_unified_kv_cache_update":
-            return pick(op)
-        return lambda *arguments: pick(op)(*damage(list(arguments)))
+            return pick(op, device)
+        return lambda *arguments: pick(op, device)(*damage(list(arguments)))
 
     monkeypatch.setattr(ops_module, "pick", damaged)
 

@@ -195,8 +195,9 @@ def break_kernel(monkeypatch, damage):
     kind, module, kernel, place = DAMAGE[damage]
     pick, change = module.pick, with_argument(place, negative_sin)
 
-    def damaged(op):
-        return (lambda *given: pick(op)(*change([*given]))) if op == kernel else pick(op)
+    def damaged(op, device):
+        whole = pick(op, device)
+        return (lambda *given: whole(*change([*given]))) if op == kernel else whole
 
     monkeypatch.setattr(module, "pick", damaged)
     return PLAIN | {"kind": kind}

@@ -1,0 +1,1 @@
+"""Timing kernels on a GPU: independent cells, each a spec in and a result out, both plain data."""

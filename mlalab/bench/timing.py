@@ -1,0 +1,114 @@
+"""The clock: work captured into CUDA graphs, replayed in turn, timed by CUDA events.
+
+Knows nothing of what it times. Whatever it is given must not wait for the GPU (no `.item()`, no
+selection by mask): that cannot be captured.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlalab.bench.cells import Spread
+
+_WARM_UP = 3
+_LARGE_COPY = 1 << 29
+_COPIES, _LAUNCHES = 8, 200
+# About a millisecond: longer than the host takes to enqueue the largest graph, so that the GPU
+# never waits between the two events of a sample.
+_AHEAD_CYCLES = 2_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A graph that repeats some work, with all that it reads and writes kept alive.
+
+    Args:
+        units: how many layers (or copies, or launches) one replay stands for.
+    """
+
+    graph: Any
+    kept: object
+    units: int
+
+
+def capture(steps: Sequence[Callable[[], object]]) -> Captured:
+    """Run `steps` until nothing is left to compile, then capture them in one graph, a unit each."""
+    # Capture is not possible on the default stream; what is warmed up elsewhere is as it will be.
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(_WARM_UP):
+            for step in steps:
+                step()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        # Results are kept, so that every layer writes memory of its own, as a model's would; the
+        # steps, because the graph holds addresses of what they read and nothing more.
+        kept = [(step, step()) for step in steps]
+    return Captured(graph, kept, len(steps))
+
+
+def measure(work: Mapping[str, Captured], replays: int) -> dict[str, Spread]:
+    """Return the time of one unit of each, in microseconds; contenders take turns."""
+    samples: dict[str, list[float]] = {name: [] for name in work}
+    for captured in work.values():
+        captured.graph.replay()
+    torch.cuda.synchronize()
+    order = list(work)
+    for turn in range(replays):
+        first = turn % max(len(order), 1)
+        events = {name: _timed_replay(work[name]) for name in order[first:] + order[:first]}
+        torch.cuda.synchronize()
+        for name, (start, end) in events.items():
+            samples[name].append(1000 * start.elapsed_time(end) / work[name].units)
+    return {name: spread(taken) for name, taken in samples.items()}
+
+
+def _timed_replay(captured: Captured) -> tuple[Any, Any]:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(_AHEAD_CYCLES)
+    start.record()
+    captured.graph.replay()
+    end.record()
+    return start, end
+
+
+def spread(samples: Sequence[float]) -> Spread:
+    """Return median and quartiles of at least one sample."""
+    if len(samples) == 1:
+        return Spread(samples[0], samples[0], samples[0], 1)
+    low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return Spread(median, low, high, len(samples))
+
+
+def copy_of(num_bytes: int, device: torch.device) -> Callable[[], Tensor]:
+    """Return a copy between buffers of its own that reads and writes `num_bytes` in all."""
+    source = torch.zeros(num_bytes // 2, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+def copy_rate(device: torch.device, replays: int) -> float:
+    """Return the bytes per second of a large copy, reads and writes both counted."""
+    captured = capture([copy_of(2 * _LARGE_COPY, device)] * _COPIES)
+    return 2 * _LARGE_COPY / (measure({"copy": captured}, replays)["copy"].median * 1e-6)
+
+
+def launch_floor(device: torch.device, replays: int) -> dict[str, float]:
+    """Return the microseconds that a launch in a graph costs, of torch's and of Triton's least."""
+    from mlalab.bench.empty_kernel import touch
+
+    buffer = torch.zeros(32, dtype=torch.int32, device=device)
+    work = {
+        "torch": capture([buffer.zero_] * _LAUNCHES),
+        "triton": capture([lambda: touch(buffer)] * _LAUNCHES),
+    }
+    return {name: taken.median for name, taken in measure(work, replays).items()}
