@@ -54,8 +54,13 @@ def sources() -> set[str]:
     """Return what the wheel must hold: every module of both roots, and the package data."""
     modules = {p.relative_to(ROOT) for p in (ROOT / "mlalab").rglob("*.py")}
     kernels = {p.relative_to(ROOT / "kernels") for p in (ROOT / "kernels").rglob("*.py")}
+    beside = {
+        p.relative_to(ROOT / "kernels")
+        for name in ("README.md", "tuning.json")
+        for p in (ROOT / "kernels" / "mlalab_kernels").glob(f"*/{name}")
+    }
     static = {p.relative_to(ROOT) for p in (ROOT / "mlalab/viz/static").glob("*") if p.is_file()}
-    return {p.as_posix() for p in (*modules, *kernels, *static, Path("mlalab/py.typed"))}
+    return {p.as_posix() for p in (*modules, *kernels, *beside, *static, Path("mlalab/py.typed"))}
 
 
 def test_wheel_holds_both_roots_and_nothing_else(tmp_path):

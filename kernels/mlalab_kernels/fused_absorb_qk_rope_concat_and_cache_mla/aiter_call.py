@@ -23,19 +23,25 @@ def fused_absorb_qk_rope_concat_and_cache_mla(
     k_scale: Tensor,
     q_scale: Tensor,
     positions_T: Tensor,
-    cos_sin_cache_MR: Tensor,
+    cos_sin_cache_MR: Tensor | None,
     is_neox: bool,
     rope_in_fp32: bool = True,
     q_pe_out: Tensor | None = None,
     k_pe_out: Tensor | None = None,
+    staged: bool = True,
 ) -> None:
     """Do what the reference of this name does, but for rounding; see the kernel that is called.
 
-    AITER gives no rotated query or key back: each that is asked for is rotated in plain torch.
+    AITER gives no rotated query or key back: each that is asked for is rotated in plain torch. It
+    rounds in an order of its own, whatever `staged` says.
 
     Raises:
         RuntimeError: AITER is missing or not AMD's, or has no kernel for these arguments.
     """
+    if cos_sin_cache_MR is None:
+        raise RuntimeError(
+            "AITER's fused kernel always rotates: a model without RoPE needs the Triton kernel."
+        )
     cache, slots = kv_cache_SC, slot_mapping
     if cache is None or slots is None:
         # One row that no slot names.
