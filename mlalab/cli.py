@@ -1,4 +1,4 @@
-"""The command line: `python -m mlalab trace | bench | doctor | clean`."""
+"""The command line: `python -m mlalab trace | bench | tune | doctor | clean`."""
 
 from __future__ import annotations
 
@@ -86,6 +86,14 @@ def _bench(arguments: argparse.Namespace) -> int:
     )
 
 
+def _tune(arguments: argparse.Namespace) -> int:
+    from mlalab.bench.tune import tune
+    from mlalab.env import device_named
+
+    cells = {name: getattr(arguments, name) for name in ("tokens", "heads", "formats")}
+    return tune(device_named(arguments.device), arguments.out, **cells)
+
+
 def _clean(arguments: argparse.Namespace) -> int:
     from mlalab.notebook_clean import clean_paths
 
@@ -143,25 +151,34 @@ def _add_trace(commands: Any) -> None:
 
 
 def _add_bench(commands: Any) -> None:
-    def numbers(text: str) -> list[int]:
-        return [int(part) for part in text.split(",")]
-
     bench = commands.add_parser("bench", help="check and time the fused kernels on a GPU")
     bench.set_defaults(run=_bench)
     bench.add_argument("what", choices=("decode-prep",), help="decode-prep: query and cache write")
-    bench.add_argument("--device", help="cuda or cpu (the accelerator when there is one)")
-    bench.add_argument("--quick", action="store_true", help="6 cells instead of 54")
-    bench.add_argument("--tokens", type=numbers, metavar="T,T,...", help="tokens in the batch")
-    bench.add_argument("--heads", type=numbers, metavar="N,N,...", help="query heads")
-    bench.add_argument(
+    _add_cells(bench)
+    bench.add_argument("--quick", action="store_true", help="6 cells instead of 63")
+    bench.add_argument("--replays", type=int, default=20, help="samples of each time (20)")
+    bench.add_argument("--check-only", action="store_true", help="check the kernels, time nothing")
+    bench.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON")
+
+    tune = commands.add_parser("tune", help="find the fused kernel's best configurations on a GPU")
+    tune.set_defaults(run=_tune)
+    _add_cells(tune)
+    tune.add_argument("--out", type=Path, metavar="FILE", required=True, help="table to extend")
+
+
+def _add_cells(command: Any) -> None:
+    def numbers(text: str) -> list[int]:
+        return [int(part) for part in text.split(",")]
+
+    command.add_argument("--device", help="cuda or cpu (the accelerator when there is one)")
+    command.add_argument("--tokens", type=numbers, metavar="T,T,...", help="tokens in the batch")
+    command.add_argument("--heads", type=numbers, metavar="N,N,...", help="query heads")
+    command.add_argument(
         "--formats",
         type=lambda text: text.split(","),
         metavar="Q/C,...",
         help="of query and cache: fp8/fp8, bf16/fp8, bf16/bf16",
     )
-    bench.add_argument("--replays", type=int, default=20, help="samples of each time (20)")
-    bench.add_argument("--check-only", action="store_true", help="check the kernels, time nothing")
-    bench.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

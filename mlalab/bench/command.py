@@ -16,7 +16,7 @@ from mlalab.bench.run import check_cell, run_all, run_cell
 from mlalab.errors import ConfigError
 from mlalab.kernels import load
 
-_FULL = {"tokens": (1, 8, 32, 128, 256, 512), "heads": (16, 64, 128), "formats": FORMATS}
+_FULL = {"tokens": (1, 8, 32, 64, 128, 256, 512), "heads": (16, 64, 128), "formats": FORMATS}
 _QUICK = {"tokens": (1, 32, 512), "heads": (16, 128), "formats": ("fp8/fp8",)}
 _TINY = {"tokens": (1, 3, 17), "heads": (2,), "formats": FORMATS}
 _TINY_SIZES = {"nope": 16, "rope": 8, "latent": 64}
@@ -40,7 +40,7 @@ def decode_prep(
     finished is then printed and saved all the same.
 
     Args:
-        tokens, heads, formats: the cells; by default a grid of 54, or of 6 if `quick`.
+        tokens, heads, formats: the cells; by default a grid of 63, or of 6 if `quick`.
         check_only: compare with the reference and time nothing; tiny sizes on a CPU.
         out: where to save the results as JSON.
 

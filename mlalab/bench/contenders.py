@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -155,7 +156,8 @@ def _two_launches() -> Run:
     return run
 
 
-def _one_launch(provider: str = "triton") -> Run:
+def one_launch(provider: str = "triton", **options: Any) -> Run:
+    """Return the fused kernel with `options` of its own, or another provider's."""
     kernel = load(ABSORB_OP, provider)
 
     def run(layer: Layer) -> None:
@@ -164,6 +166,7 @@ def _one_launch(provider: str = "triton") -> Run:
             *(layer.cache, layer.q_out, layer.slots, layer.k_scale, layer.q_scale),
             *(layer.positions, layer.table),
             is_neox=False,
+            **options,
         )
 
     return run
@@ -171,15 +174,16 @@ def _one_launch(provider: str = "triton") -> Run:
 
 def staged_reference() -> Run:
     """Return what kernels are judged by."""
-    return _one_launch("reference")
+    return one_launch("reference")
 
 
 CONTENDERS: Mapping[str, Callable[[], Run]] = {
     "plain": lambda: _chain(plain_chain),
     "inductor": _inductor,
     "two": _two_launches,
-    "one": _one_launch,
+    "one": one_launch,
+    "direct": lambda: one_launch(staged=False),
 }
-"""Name → how to get it ready; "one" and "two" are the launches of our kernels."""
+"""Name → how to get it ready; "one", "two" and "direct" (one launch that rounds once) are ours."""
 
 CHECKED = ("two", "one")

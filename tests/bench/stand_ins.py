@@ -34,7 +34,7 @@ def broken_for(op, provider):
 def result_of(tokens=8, parity=RIGHT, times=True, **more):
     """Return a result with figures that are easy to check."""
     spec = CellSpec(heads=16, tokens=tokens)
-    names = ("plain", "inductor", "two", "one", "copy")
-    figures = zip(names, (40.0, 9.0, 6.0, 3.0, 2.0), strict=True)
+    names = ("plain", "inductor", "two", "one", "direct", "copy")
+    figures = zip(names, (40.0, 9.0, 6.0, 3.0, 2.5, 2.0), strict=True)
     taken = {name: Spread(x, x - 0.1, x + 0.1, 20) for name, x in figures} if times else {}
     return CellResult(spec, 45, {"two": RIGHT, "one": parity}, taken, **more)

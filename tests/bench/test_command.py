@@ -104,7 +104,7 @@ def test_a_missing_kernel_is_one_sentence(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "cells"),
     [
-        ((), 54),
+        ((), 63),
         (("--quick",), 6),
         (("--quick", "--tokens", "7"), 2),
         (("--heads", "64", "--tokens", "1,2", "--formats", "bf16/fp8,bf16/bf16"), 4),

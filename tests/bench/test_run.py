@@ -15,7 +15,7 @@ from mlalab.bench.timing import Captured
 from tests.bench.stand_ins import CPU, TINY, broken_for, reference_for, result_of
 
 SPEC = CellSpec(tokens=3, **TINY)
-CONTENDERS = ["plain", "inductor", "two", "one"]
+CONTENDERS = ["plain", "inductor", "two", "one", "direct"]
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_a_baseline_that_fails_costs_only_itself(gpu, monkeypatch):
     monkeypatch.setattr(torch, "compile", refuse)
     result = run_cell(SPEC, CPU)
     assert result.failures == {"inductor": "ValueError: no such backend"}
-    assert list(result.times) == ["plain", "two", "one", "copy"]
+    assert list(result.times) == ["plain", "two", "one", "direct", "copy"]
 
 
 def test_a_cell_that_does_not_fit_does_not_end_the_run():
