@@ -27,8 +27,8 @@ _HEAD = ("q/cache", "N", "T", *_TIMED, "floor", *_RATIOS)
 _LEGEND = (
     "µs per layer, median ± half the interquartile range",
     "plain: the chain op by op; inductor: compiled; two: torch.bmm and a kernel; one: the fused "
-    "kernel; direct: it, rounding once; copy: of as many bytes; floor: these bytes at the rate of a "
-    "large copy",
+    "kernel; direct: it, rounding once; copy: of as many bytes; floor: these bytes at the rate of "
+    "a large copy",
 )
 _ALLOWED = f"allowed: absorbed {100 * DIFFERING_LIMIT:g} % off by 1 step, all else equal"
 
