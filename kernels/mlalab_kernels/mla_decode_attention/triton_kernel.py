@@ -25,7 +25,7 @@ from mlalab_kernels.mla_decode_attention.triton_programs import (
     LOG2_E,
     attend_tile,
     clear_rows,
-    load_row_columns,
+    load_columns,
 )
 from mlalab_kernels.numerics import FP8_DTYPES
 
@@ -51,8 +51,8 @@ def _attend(
         there_H = r_H < (end - start) * N
         token_H = (start + r_H // N).to(tl.int64)
         at_H = token_H * q_stride_t + (r_H % N) * q_stride_n
-        q_LH = tl.trans(load_row_columns(q_ptr, at_H, there_H, L, BLOCK_L).to(DOT))
-        q_RH = tl.trans(load_row_columns(q_ptr + L, at_H, there_H, R, BLOCK_R).to(DOT))
+        q_LH = tl.trans(load_columns(q_ptr, at_H, there_H, L, BLOCK_L).to(DOT))
+        q_RH = tl.trans(load_columns(q_ptr + L, at_H, there_H, R, BLOCK_R).to(DOT))
         factor = softmax_scale
         if q_ptr.dtype.element_ty.is_fp8():
             factor *= tl.load(q_scale_ptr).to(tl.float32)
@@ -61,31 +61,23 @@ def _attend(
             k_scale = tl.load(k_scale_ptr).to(tl.float32)
         factor *= k_scale * LOG2_E
 
-        # The program's first row reaches least far, its last one furthest.
         context = length - (end - start)
         reach_H = context + r_H // N
-        safe = context + first_row // N + 1
-        length = tl.minimum(length, safe + (BLOCK_H + N - 2) // N)
-        tiles = tl.cdiv(tl.cdiv(length, BLOCK_S), tl.num_programs(1))
-        first = split * tiles * BLOCK_S
-        last = tl.minimum(first + tiles * BLOCK_S, length)
-        whole = tl.maximum(tl.minimum(last, safe) // BLOCK_S * BLOCK_S, first)
+        # No row of this program looks further than its last one.
+        length = tl.minimum(length, context + (first_row + BLOCK_H - 1) // N + 1)
+        share = tl.cdiv(tl.cdiv(length, BLOCK_S), tl.num_programs(1)) * BLOCK_S
 
         acc_LH = tl.zeros((BLOCK_L, BLOCK_H), tl.float32)
         max_H = tl.full((BLOCK_H,), float("-inf"), tl.float32)
         sum_H = tl.zeros((BLOCK_H,), tl.float32)
         blocks_ptr = table_ptr + request.to(tl.int64) * table_stride
-        for s in tl.range(first, whole, BLOCK_S, num_stages=STAGES):
+        for s in tl.range(
+            split * share, tl.minimum((split + 1) * share, length), BLOCK_S, num_stages=STAGES
+        ):
             acc_LH, max_H, sum_H = attend_tile(
                 s, length, reach_H, q_LH, q_RH, acc_LH, max_H, sum_H, factor,
                 blocks_ptr, cache_ptr, cache_stride_b, cache_stride_k,
-                L, R, BLOCK_SIZE, BLOCK_S, PRECISION, False,
-            )  # fmt: skip
-        for s in tl.range(whole, last, BLOCK_S, num_stages=1):
-            acc_LH, max_H, sum_H = attend_tile(
-                s, length, reach_H, q_LH, q_RH, acc_LH, max_H, sum_H, factor,
-                blocks_ptr, cache_ptr, cache_stride_b, cache_stride_k,
-                L, R, BLOCK_SIZE, BLOCK_S, PRECISION, True,
+                L, R, BLOCK_SIZE, BLOCK_S, PRECISION,
             )  # fmt: skip
 
         seen_H = sum_H != 0.0

@@ -14,33 +14,27 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def load_row_columns(ptr, row_B, there_B, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def load_columns(ptr, row_B, there_B, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """Load WIDTH columns of the rows that begin at `ptr + row`, padded to BLOCK with zeros."""
     column_D = tl.arange(0, BLOCK)
-    at_BD = ptr + row_B[:, None] + column_D[None, :]
+    mask_BD = there_B[:, None]
     if BLOCK != WIDTH:
-        return tl.load(at_BD, mask=there_B[:, None] & (column_D < WIDTH)[None, :], other=0.0)
-    return tl.load(at_BD, mask=there_B[:, None], other=0.0)
-
-
-@triton.jit
-def load_columns(ptr, row_B, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Do the same where every row is there: without a mask, the copy needs no predicate."""
-    column_D = tl.arange(0, BLOCK)
-    at_BD = ptr + row_B[:, None] + column_D[None, :]
-    if BLOCK != WIDTH:
-        return tl.load(at_BD, mask=(column_D < WIDTH)[None, :], other=0.0)
-    return tl.load(at_BD)
+        mask_BD = mask_BD & (column_D < WIDTH)[None, :]
+    return tl.load(ptr + row_B[:, None] + column_D[None, :], mask=mask_BD, other=0.0)
 
 
 @triton.jit
 def cache_rows(
-    blocks_ptr, s_S, there_S, stride_b, stride_k, BLOCK_SIZE: tl.constexpr, MASKED: tl.constexpr
-):
+    blocks_ptr, s_first, s_S, there_S, stride_b, stride_k,
+    BLOCK_SIZE: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
     """Return where in the cache the tokens `s` of the request that owns `blocks` begin."""
-    at_S = blocks_ptr + s_S // BLOCK_SIZE
-    block_S = tl.load(at_S, mask=there_S, other=0) if MASKED else tl.load(at_S)
-    return block_S.to(tl.int64) * stride_b + (s_S % BLOCK_SIZE) * stride_k
+    if BLOCK_SIZE % BLOCK_S == 0:
+        # The tile lies in one block, so one thread's look-up serves all.
+        block = tl.load(blocks_ptr + s_first // BLOCK_SIZE).to(tl.int64)
+        return block * stride_b + (s_S % BLOCK_SIZE).to(tl.int64) * stride_k
+    block_S = tl.load(blocks_ptr + s_S // BLOCK_SIZE, mask=there_S, other=0).to(tl.int64)
+    return block_S * stride_b + (s_S % BLOCK_SIZE).to(tl.int64) * stride_k
 
 
 @triton.jit
@@ -48,30 +42,24 @@ def attend_tile(
     s_first, length, reach_H, q_LH, q_RH, acc_LH, max_H, sum_H, factor,
     blocks_ptr, cache_ptr, stride_b, stride_k,
     L: tl.constexpr, R: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_S: tl.constexpr,
-    PRECISION: tl.constexpr, MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Take one tile of the cache into the running softmax; it is loaded once, for both products.
 
-    `max` and `sum` are those of scores × log2(e). Without MASKED every row of the tile is within
-    reach of every query row; with it, rows from `length` on are not read at all.
+    `max` and `sum` are those of scores × log2(e). Rows from `length` on are not read: a weight of
+    zero would not undo a NaN.
     """
     BLOCK_L: tl.constexpr = q_LH.shape[0]
     BLOCK_R: tl.constexpr = q_RH.shape[0]
     DOT: tl.constexpr = q_LH.dtype
     s_S = s_first + tl.arange(0, BLOCK_S)
     there_S = s_S < length
-    row_S = cache_rows(blocks_ptr, s_S, there_S, stride_b, stride_k, BLOCK_SIZE, MASKED)
-    if MASKED:
-        k_SL = load_row_columns(cache_ptr, row_S, there_S, L, BLOCK_L)
-        k_SR = load_row_columns(cache_ptr + L, row_S, there_S, R, BLOCK_R)
-    else:
-        k_SL = load_columns(cache_ptr, row_S, L, BLOCK_L)
-        k_SR = load_columns(cache_ptr + L, row_S, R, BLOCK_R)
-    k_SL, k_SR = k_SL.to(DOT), k_SR.to(DOT)
+    row_S = cache_rows(blocks_ptr, s_first, s_S, there_S, stride_b, stride_k, BLOCK_SIZE, BLOCK_S)
+    k_SL = load_columns(cache_ptr, row_S, there_S, L, BLOCK_L).to(DOT)
+    k_SR = load_columns(cache_ptr + L, row_S, there_S, R, BLOCK_R).to(DOT)
     scores_SH = tl.dot(k_SL, q_LH, input_precision=PRECISION)
     scores_SH = tl.dot(k_SR, q_RH, scores_SH, input_precision=PRECISION) * factor
-    if MASKED:
-        scores_SH = tl.where(s_S[:, None] <= reach_H[None, :], scores_SH, float("-inf"))
+    scores_SH = tl.where(s_S[:, None] <= reach_H[None, :], scores_SH, float("-inf"))
     new_max_H = tl.maximum(max_H, tl.max(scores_SH, 0))
     # A row that has seen nothing yet keeps its maximum of -inf, and -inf - -inf is no number.
     shift_H = tl.where(new_max_H == float("-inf"), 0.0, new_max_H)
