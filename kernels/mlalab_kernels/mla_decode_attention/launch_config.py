@@ -1,0 +1,87 @@
+"""How the paged decode attention is cut up for a device: tiles from a table, splits from a sum."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from mlalab_kernels.numerics import FP8_DTYPES
+
+MOST_SPLITS = 128
+_START_TILES = 3
+"""What starting a program and merging its result costs, in tiles of the cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Sizes of one launch.
+
+    Args:
+        block_h, block_s: query rows of a program and cache rows of a tile; powers of two from 16.
+        stages: tiles in flight.
+        warps: of every program.
+        per_sm: programs that one multiprocessor holds at a time.
+        splits: programs that share one sequence, at most 128; None: as many as fill the device.
+    """
+
+    block_h: int = 16
+    block_s: int = 32
+    stages: int = 1
+    warps: int = 4
+    per_sm: int = 1
+    splits: int | None = None
+
+
+_PLAIN = Config()
+# Architecture, whether the cache is FP8 -> from how many heads on, the configuration.
+_TABLE: Mapping[tuple[str, bool], tuple[tuple[int, Config], ...]] = {
+    ("sm_90", False): ((0, Config(16, 64, 2, 4)),),
+    ("sm_90", True): ((0, Config(16, 64, 2, 4)),),
+}
+
+
+def config_for(arch: str, num_heads: int, cache_dtype: torch.dtype) -> Config:
+    """Return the configuration for a device, or a plain one that runs anywhere."""
+    if cache_dtype == torch.float32:
+        return _PLAIN
+    rows = _TABLE.get((arch, cache_dtype in FP8_DTYPES), ((0, _PLAIN),))
+    return [config for heads, config in rows if heads <= num_heads][-1]
+
+
+@functools.lru_cache(maxsize=4096)
+def splits_for(programs: int, tiles: int, slots: int) -> int:
+    """Return into how many parts to cut each sequence, from sizes that the host knows.
+
+    Args:
+        programs: programs without a split.
+        tiles: of the longest sequence.
+        slots: programs that the device holds at a time.
+    """
+
+    def duration(splits: int) -> int:
+        waves, share = -(-programs * splits // slots), -(-tiles // splits)
+        return waves * (share + _START_TILES)
+
+    return min(range(1, max(1, min(tiles, MOST_SPLITS)) + 1), key=duration)
+
+
+@functools.cache
+def processors_of(device: torch.device) -> int:
+    """Return how many multiprocessors a GPU has; 4 stands for those of a CPU."""
+    if device.type == "cpu":
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@functools.cache
+def arch_of(device: torch.device) -> str:
+    """Return `sm_90`, `gfx942`, ..., or `cpu`."""
+    if device.type == "cpu":
+        return "cpu"
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return str(properties.gcnArchName).split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"

@@ -1,0 +1,90 @@
+"""What one program of the paged decode attention does; see `triton_kernel`.
+
+Letters beyond `mlalab.shapes`: H query rows of a program (token by token, each with all its heads),
+S cache rows of a tile, W splits of a sequence. A row of scores lies along S, the first axis: the
+latent then is the long side of both products, so that few heads fill the matrix units.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def load_columns(ptr, row_B, there_B, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Load WIDTH columns of the rows that begin at `ptr + row`, padded to BLOCK with zeros."""
+    column_D = tl.arange(0, BLOCK)
+    mask_BD = there_B[:, None]
+    if BLOCK != WIDTH:
+        mask_BD = mask_BD & (column_D < WIDTH)[None, :]
+    return tl.load(ptr + row_B[:, None] + column_D[None, :], mask=mask_BD, other=0.0)
+
+
+@triton.jit
+def cache_rows(
+    blocks_ptr, s_first, s_S, there_S, stride_b, stride_k,
+    BLOCK_SIZE: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """Return where in the cache the tokens `s` of the request that owns `blocks` begin."""
+    if BLOCK_SIZE % BLOCK_S == 0:
+        # The tile lies in one block, so one thread's look-up serves all.
+        block = tl.load(blocks_ptr + s_first // BLOCK_SIZE).to(tl.int64)
+        return block * stride_b + (s_S % BLOCK_SIZE).to(tl.int64) * stride_k
+    block_S = tl.load(blocks_ptr + s_S // BLOCK_SIZE, mask=there_S, other=0).to(tl.int64)
+    return block_S * stride_b + (s_S % BLOCK_SIZE).to(tl.int64) * stride_k
+
+
+@triton.jit
+def attend_tile(
+    s_first, length, reach_H, q_LH, q_RH, acc_LH, max_H, sum_H, factor,
+    blocks_ptr, cache_ptr, stride_b, stride_k,
+    L: tl.constexpr, R: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_S: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Take one tile of the cache into the running softmax; it is loaded once, for both products.
+
+    `max` and `sum` are those of scores × log2(e). Rows from `length` on are not read: a weight of
+    zero would not undo a NaN.
+    """
+    BLOCK_L: tl.constexpr = q_LH.shape[0]
+    BLOCK_R: tl.constexpr = q_RH.shape[0]
+    DOT: tl.constexpr = q_LH.dtype
+    s_S = s_first + tl.arange(0, BLOCK_S)
+    there_S = s_S < length
+    row_S = cache_rows(blocks_ptr, s_first, s_S, there_S, stride_b, stride_k, BLOCK_SIZE, BLOCK_S)
+    k_SL = load_columns(cache_ptr, row_S, there_S, L, BLOCK_L).to(DOT)
+    k_SR = load_columns(cache_ptr + L, row_S, there_S, R, BLOCK_R).to(DOT)
+    scores_SH = tl.dot(k_SL, q_LH, input_precision=PRECISION)
+    scores_SH = tl.dot(k_SR, q_RH, scores_SH, input_precision=PRECISION) * factor
+    scores_SH = tl.where(s_S[:, None] <= reach_H[None, :], scores_SH, float("-inf"))
+    new_max_H = tl.maximum(max_H, tl.max(scores_SH, 0))
+    # A row that has seen nothing yet keeps its maximum of -inf, and -inf - -inf is no number.
+    shift_H = tl.where(new_max_H == float("-inf"), 0.0, new_max_H)
+    p_SH = tl.exp2(scores_SH - shift_H[None, :])
+    fade_H = tl.exp2(max_H - shift_H)
+    sum_H = sum_H * fade_H + tl.sum(p_SH, 0)
+    acc_LH = acc_LH * fade_H[None, :]
+    acc_LH = tl.dot(tl.trans(k_SL), p_SH.to(DOT), acc_LH, input_precision=PRECISION)
+    return acc_LH, new_max_H, sum_H
+
+
+@triton.jit
+def clear_rows(out_ptr, lse_ptr, first, last, L: tl.constexpr, BLOCK_L: tl.constexpr):
+    """Write what attending to nothing gives to rows `first` to `last` of a contiguous output.
+
+    All programs share the work, so that it costs no launch of its own.
+    """
+    ROWS: tl.constexpr = 8
+    step = tl.num_programs(0) * tl.num_programs(1) * tl.num_programs(2) * ROWS
+    program = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+    program = program * tl.num_programs(0) + tl.program_id(0)
+    l_L = tl.arange(0, BLOCK_L)
+    for row in range(first + program * ROWS, last, step):
+        r_B = (row + tl.arange(0, ROWS)).to(tl.int64)
+        nothing_BL = tl.zeros((ROWS, BLOCK_L), tl.float32)
+        mask_BL = (r_B < last)[:, None] & (l_L < L)[None, :]
+        tl.store(out_ptr + r_B[:, None] * L + l_L[None, :], nothing_BL, mask=mask_BL)
+        tl.store(lse_ptr + r_B, tl.full((ROWS,), float("-inf"), tl.float32), mask=r_B < last)
