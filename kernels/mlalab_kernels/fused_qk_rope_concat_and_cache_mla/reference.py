@@ -46,7 +46,7 @@ def fused_qk_rope_concat_and_cache_mla(
     Raises:
         RuntimeError: a cache of raw bytes, or an FP8 query over a cache that is not FP8.
     """
-    _check_dtypes(kv_cache.dtype, q_out.dtype)
+    check_dtypes(kv_cache.dtype, q_out.dtype)
     rows = positions.clamp(0, cos_cache.size(0) - 1)
     cos_TH, sin_TH = cos_cache[rows], sin_cache[rows]
     query = (q_nope, rotate(q_pe, cos_TH, sin_TH, is_neox, rope_in_fp32))
@@ -58,7 +58,8 @@ def fused_qk_rope_concat_and_cache_mla(
     write_rows(kv_cache.view(-1, kv_cache.size(-1)), slot_mapping, *key, k_scale)
 
 
-def _check_dtypes(cache: torch.dtype, query: torch.dtype) -> None:
+def check_dtypes(cache: torch.dtype, query: torch.dtype) -> None:
+    """Raise RuntimeError for a cache of raw bytes, and for an FP8 query over another cache."""
     if cache == torch.uint8:
         raise RuntimeError(
             "[AITER] kv cache data type is not supported: uint8; view the cache as the device's "
