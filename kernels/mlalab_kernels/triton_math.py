@@ -19,8 +19,14 @@ def rounded(x, DTYPE: tl.constexpr):
 
 @triton.jit
 def inverse_of(scale_ptr):
+    """Return 1/scale, read here."""
+    return reciprocal(tl.load(scale_ptr))
+
+
+@triton.jit
+def reciprocal(scale):
     """Return 1/scale as IEEE divides; Triton's own `/` is off by up to two units."""
-    return tl.div_rn(1.0, tl.load(scale_ptr).to(tl.float32))
+    return tl.div_rn(1.0, scale.to(tl.float32))
 
 
 @triton.jit
@@ -97,11 +103,24 @@ def cos_sin_of(
 
     Returns cos and sin `[B, H]` in fp32; the table holds HALF cosines, then HALF sines.
     """
+    sin_ptr = table_ptr + HALF
+    return cos_sin_at(
+        table_ptr, sin_ptr, positions_ptr, row_B, inside_B, num_rows, stride_m, stride_m, HALF, H
+    )
+
+
+@triton.jit
+def cos_sin_at(
+    cos_ptr, sin_ptr, positions_ptr, row_B, inside_B, num_rows, cos_stride, sin_stride, HALF,
+    H: tl.constexpr,
+):  # fmt: skip
+    """As `cos_sin_of`, from a table of cosines and one of sines."""
     h_H = tl.arange(0, H)
     position_B = tl.load(positions_ptr + row_B, mask=inside_B, other=0).to(tl.int64)
     position_B = tl.minimum(tl.maximum(position_B, 0), num_rows - 1)
-    at_BH = table_ptr + position_B[:, None] * stride_m + h_H[None, :]
     mask_BH = inside_B[:, None] & (h_H < HALF)[None, :]
-    cos_BH = tl.load(at_BH, mask=mask_BH, other=0.0).to(tl.float32)
-    sin_BH = tl.load(at_BH + HALF, mask=mask_BH, other=0.0).to(tl.float32)
+    cos_at_BH = cos_ptr + position_B[:, None] * cos_stride + h_H[None, :]
+    sin_at_BH = sin_ptr + position_B[:, None] * sin_stride + h_H[None, :]
+    cos_BH = tl.load(cos_at_BH, mask=mask_BH, other=0.0).to(tl.float32)
+    sin_BH = tl.load(sin_at_BH, mask=mask_BH, other=0.0).to(tl.float32)
     return cos_BH, sin_BH
