@@ -33,7 +33,9 @@ _REPLAYS = 12
 _CHECKED_LAYERS = 2
 _HOW = "median of 12 replays of a CUDA graph over layers with weights of their own, checked first"
 
-_POINTED = tuple(itertools.product((16, 32, 64), (64, 128, 256), (4, 8), (16, 32)))
+_POINTED = tuple(
+    itertools.product((16, 32, 64), (64, 128, 256), ((1, 1), (2, 1), (2, 2)), (4, 8), (16, 32))
+)
 _LARGEST_POINTED = 64 * 128
 _DESCRIBED = (
     *(
@@ -54,10 +56,10 @@ def candidates(tokens: int) -> Iterator[Any]:
     from mlalab_kernels.fused_absorb_qk_rope_concat_and_cache_mla.triton_kernel import Config
 
     if tokens <= 128:
-        for block_t, block_l, warps, rows in _POINTED:
-            small = block_t <= max(16, tokens) and block_t * block_l <= _LARGEST_POINTED
-            if small:
-                yield Config(block_t, block_l, warps=warps, rows=rows, overlap=True)
+        for block_t, block_l, run, warps, rows in _POINTED:
+            filled = block_t * run[0] <= max(16, tokens)
+            if filled and block_t * block_l <= _LARGEST_POINTED:
+                yield Config(block_t, block_l, *run, warps, rows, overlap=True)
     if tokens >= 32:
         fitting = [sizes for sizes in _DESCRIBED if sizes[0] <= max(64, tokens)]
         for sizes, rows in itertools.product(fitting, (64, 128, 256)):

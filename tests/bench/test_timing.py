@@ -102,4 +102,8 @@ def test_spread_is_median_and_quartiles():
 
 
 def test_a_copy_reads_and_writes_what_it_was_asked_to_in_all():
-    assert timing.copy_of(1000, torch.device("cpu"))().numel() == 500
+    assert timing.copy_of(1024, torch.device("cpu"))().numel() == 512
+
+
+def test_a_copy_is_of_whole_lines():
+    assert timing.copy_of(1000, torch.device("cpu"))().numel() == 512

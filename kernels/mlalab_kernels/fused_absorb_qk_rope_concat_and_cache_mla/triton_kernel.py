@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mlalab_kernels.fused_absorb_qk_rope_concat_and_cache_mla.triton_programs import (
@@ -72,6 +73,9 @@ def _kernel(
     STAGED: tl.constexpr, Q_LARGEST: tl.constexpr, K_LARGEST: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
+    if OVERLAP:
+        # Safe this early: the next launch may fetch its own W_UK, and waits before all else.
+        gdc_launch_dependents()
     if program < products:
         tiles = tl.cdiv(T, BLOCK_T)
         runs = tl.cdiv(tiles, TILES)
@@ -129,9 +133,9 @@ def fused_absorb_qk_rope_concat_and_cache_mla(
 ) -> None:
     """Write the decode query and the cache rows in one launch; see the reference for shapes.
 
-    On an NVIDIA GPU the launch may begin while the kernel before it in the stream is at its end;
-    it reads nothing but `w_uk` until that one is done. A kernel that writes `w_uk` must therefore
-    not be the one just before: synchronise, or pass a `config` without `overlap`.
+    On Hopper the launch may begin while the kernel before it in the stream still runs; until that
+    one is done it reads nothing but `w_uk`, which no kernel of a decode step writes. After changing
+    `w_uk`, synchronise once before the next call, or pass a `config` without `overlap`.
 
     Args:
         config: how to cut the work up; the measured table decides where it is None.

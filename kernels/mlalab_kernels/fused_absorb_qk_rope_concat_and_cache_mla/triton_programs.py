@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.language.extra.cuda import gdc_wait
 
 from mlalab_kernels.triton_math import (
     cos_sin_of,
@@ -18,10 +18,9 @@ from mlalab_kernels.triton_math import (
 
 @triton.jit
 def follow(OVERLAP: tl.constexpr):
-    """Wait until the kernel before this one is done; then let the one after it be launched."""
+    """Wait until the kernel before this one is done and all that it wrote can be read."""
     if OVERLAP:
         gdc_wait()
-        gdc_launch_dependents()
 
 
 @triton.jit
