@@ -135,9 +135,18 @@ def mla_decode_attention(
     starts = torch.tensor([0, *accumulate(query_lens)], dtype=torch.int32, device=q_TNC.device)
     lens = torch.tensor(list(seq_lens), dtype=torch.int32, device=q_TNC.device)
     return mla_decode_attention_of_batch(
-        *(q_TNC, kv_cache_BKC, block_table, starts, lens),
-        *(max(query_lens, default=0), max(seq_lens, default=0)),
-        *(softmax_scale, kv_lora_rank, q_scale, k_scale, config),
+        q_TNC,
+        kv_cache_BKC,
+        block_table,
+        starts,
+        lens,
+        max(query_lens, default=0),
+        max(seq_lens, default=0),
+        softmax_scale,
+        kv_lora_rank,
+        q_scale,
+        k_scale,
+        config,
     )
 
 
