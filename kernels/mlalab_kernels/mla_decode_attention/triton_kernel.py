@@ -23,7 +23,7 @@ from mlalab_kernels.mla_decode_attention.launch_config import (
 )
 from mlalab_kernels.mla_decode_attention.triton_programs import (
     LOG2_E,
-    attend_tile,
+    attend_span,
     clear_rows,
     load_columns,
 )
@@ -66,19 +66,17 @@ def _attend(
         # No row of this program looks further than its last one.
         length = tl.minimum(length, context + (first_row + BLOCK_H - 1) // N + 1)
         share = tl.cdiv(tl.cdiv(length, BLOCK_S), tl.num_programs(1)) * BLOCK_S
+        last = tl.minimum((split + 1) * share, length)
 
         acc_LH = tl.zeros((BLOCK_L, BLOCK_H), tl.float32)
         max_H = tl.full((BLOCK_H,), float("-inf"), tl.float32)
         sum_H = tl.zeros((BLOCK_H,), tl.float32)
         blocks_ptr = table_ptr + request.to(tl.int64) * table_stride
-        for s in tl.range(
-            split * share, tl.minimum((split + 1) * share, length), BLOCK_S, num_stages=STAGES
-        ):
-            acc_LH, max_H, sum_H = attend_tile(
-                s, length, reach_H, q_LH, q_RH, acc_LH, max_H, sum_H, factor,
-                blocks_ptr, cache_ptr, cache_stride_b, cache_stride_k,
-                L, R, BLOCK_SIZE, BLOCK_S, PRECISION,
-            )  # fmt: skip
+        acc_LH, max_H, sum_H = attend_span(
+            split * share, last, reach_H, q_LH, q_RH, acc_LH, max_H, sum_H, factor,
+            blocks_ptr, cache_ptr, cache_stride_b, cache_stride_k,
+            L, R, BLOCK_SIZE, BLOCK_S, STAGES, PRECISION,
+        )  # fmt: skip
 
         seen_H = sum_H != 0.0
         out_LH = acc_LH * tl.where(seen_H, k_scale / tl.where(seen_H, sum_H, 1.0), 0.0)[None, :]
@@ -137,9 +135,18 @@ def mla_decode_attention(
     starts = torch.tensor([0, *accumulate(query_lens)], dtype=torch.int32, device=q_TNC.device)
     lens = torch.tensor(list(seq_lens), dtype=torch.int32, device=q_TNC.device)
     return mla_decode_attention_of_batch(
-        *(q_TNC, kv_cache_BKC, block_table, starts, lens),
-        *(max(query_lens, default=0), max(seq_lens, default=0)),
-        *(softmax_scale, kv_lora_rank, q_scale, k_scale, config),
+        q_TNC,
+        kv_cache_BKC,
+        block_table,
+        starts,
+        lens,
+        max(query_lens, default=0),
+        max(seq_lens, default=0),
+        softmax_scale,
+        kv_lora_rank,
+        q_scale,
+        k_scale,
+        config,
     )
 
 

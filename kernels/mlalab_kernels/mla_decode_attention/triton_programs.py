@@ -25,38 +25,42 @@ def load_columns(ptr, row_B, there_B, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def cache_rows(
-    blocks_ptr, s_first, s_S, there_S, stride_b, stride_k,
-    BLOCK_SIZE: tl.constexpr, BLOCK_S: tl.constexpr,
-):  # fmt: skip
-    """Return where in the cache the tokens `s` of the request that owns `blocks` begin."""
+    s_first, length, blocks_ptr, stride_b, stride_k, BLOCK_SIZE: tl.constexpr, BLOCK_S: tl.constexpr
+):
+    """Return where in the cache a tile's tokens begin, for the request that owns `blocks`."""
+    s_S = s_first + tl.arange(0, BLOCK_S)
+    within_S = (s_S % BLOCK_SIZE).to(tl.int64) * stride_k
     if BLOCK_SIZE % BLOCK_S == 0:
-        # The tile lies in one block, so one thread's look-up serves all.
-        block = tl.load(blocks_ptr + s_first // BLOCK_SIZE).to(tl.int64)
-        return block * stride_b + (s_S % BLOCK_SIZE).to(tl.int64) * stride_k
-    block_S = tl.load(blocks_ptr + s_S // BLOCK_SIZE, mask=there_S, other=0).to(tl.int64)
-    return block_S * stride_b + (s_S % BLOCK_SIZE).to(tl.int64) * stride_k
+        # The tile lies in one block, so one look-up serves all.
+        block = tl.load(blocks_ptr + s_first // BLOCK_SIZE, mask=s_first < length, other=0)
+        return block.to(tl.int64) * stride_b + within_S
+    block_S = tl.load(blocks_ptr + s_S // BLOCK_SIZE, mask=s_S < length, other=0)
+    return block_S.to(tl.int64) * stride_b + within_S
+
+
+@triton.jit
+def load_tile(
+    s_first, length, row_S, cache_ptr,
+    L: tl.constexpr, R: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """Load a tile's latent and rope columns; rows from `length` on are zeros and are not read.
+
+    A weight of zero would not undo a NaN that an unused row may hold.
+    """
+    there_S = s_first + tl.arange(0, row_S.shape[0]) < length
+    k_SL = load_columns(cache_ptr, row_S, there_S, L, BLOCK_L)
+    return k_SL, load_columns(cache_ptr + L, row_S, there_S, R, BLOCK_R)
 
 
 @triton.jit
 def attend_tile(
-    s_first, length, reach_H, q_LH, q_RH, acc_LH, max_H, sum_H, factor,
-    blocks_ptr, cache_ptr, stride_b, stride_k,
-    L: tl.constexpr, R: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_S: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Take one tile of the cache into the running softmax; it is loaded once, for both products.
+    s_first, reach_H, k_SL, k_SR, q_LH, q_RH, acc_LH, max_H, sum_H, factor, PRECISION: tl.constexpr
+):
+    """Take one tile of the cache into the running softmax; it serves both products.
 
-    `max` and `sum` are those of scores × log2(e). Rows from `length` on are not read: a weight of
-    zero would not undo a NaN.
+    `max` and `sum` are those of scores × log2(e).
     """
-    BLOCK_L: tl.constexpr = q_LH.shape[0]
-    BLOCK_R: tl.constexpr = q_RH.shape[0]
-    DOT: tl.constexpr = q_LH.dtype
-    s_S = s_first + tl.arange(0, BLOCK_S)
-    there_S = s_S < length
-    row_S = cache_rows(blocks_ptr, s_first, s_S, there_S, stride_b, stride_k, BLOCK_SIZE, BLOCK_S)
-    k_SL = load_columns(cache_ptr, row_S, there_S, L, BLOCK_L).to(DOT)
-    k_SR = load_columns(cache_ptr + L, row_S, there_S, R, BLOCK_R).to(DOT)
+    s_S = s_first + tl.arange(0, k_SL.shape[0])
     scores_SH = tl.dot(k_SL, q_LH, input_precision=PRECISION)
     scores_SH = tl.dot(k_SR, q_RH, scores_SH, input_precision=PRECISION) * factor
     scores_SH = tl.where(s_S[:, None] <= reach_H[None, :], scores_SH, float("-inf"))
@@ -67,8 +71,48 @@ def attend_tile(
     fade_H = tl.exp2(max_H - shift_H)
     sum_H = sum_H * fade_H + tl.sum(p_SH, 0)
     acc_LH = acc_LH * fade_H[None, :]
-    acc_LH = tl.dot(tl.trans(k_SL), p_SH.to(DOT), acc_LH, input_precision=PRECISION)
+    acc_LH = tl.dot(tl.trans(k_SL), p_SH.to(k_SL.dtype), acc_LH, input_precision=PRECISION)
     return acc_LH, new_max_H, sum_H
+
+
+@triton.jit
+def attend_span(
+    first, last, reach_H, q_LH, q_RH, acc_LH, max_H, sum_H, factor,
+    blocks_ptr, cache_ptr, stride_b, stride_k,
+    L: tl.constexpr, R: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_S: tl.constexpr,
+    STAGES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Take the tiles from `first` to before `last` into the running softmax."""
+    BLOCK_L: tl.constexpr = q_LH.shape[0]
+    BLOCK_R: tl.constexpr = q_RH.shape[0]
+    DOT: tl.constexpr = q_LH.dtype
+    if cache_ptr.dtype.element_ty == DOT:
+        # The compiler keeps several tiles on their way to shared memory.
+        for s in tl.range(first, last, BLOCK_S, num_stages=STAGES):
+            row_S = cache_rows(s, last, blocks_ptr, stride_b, stride_k, BLOCK_SIZE, BLOCK_S)
+            k_SL, k_SR = load_tile(s, last, row_S, cache_ptr, L, R, BLOCK_L, BLOCK_R)
+            acc_LH, max_H, sum_H = attend_tile(
+                s, reach_H, k_SL, k_SR, q_LH, q_RH, acc_LH, max_H, sum_H, factor, PRECISION
+            )
+    else:
+        # A tile that has to be converted passes through registers: load one ahead by hand, and
+        # look up its rows one further ahead.
+        row_S = cache_rows(first, last, blocks_ptr, stride_b, stride_k, BLOCK_SIZE, BLOCK_S)
+        k_SL, k_SR = load_tile(first, last, row_S, cache_ptr, L, R, BLOCK_L, BLOCK_R)
+        k_SL, k_SR = k_SL.to(DOT), k_SR.to(DOT)
+        s = first + BLOCK_S
+        row_S = cache_rows(s, last, blocks_ptr, stride_b, stride_k, BLOCK_SIZE, BLOCK_S)
+        for s in tl.range(first, last, BLOCK_S, num_stages=1):
+            ahead = s + BLOCK_S
+            new_SL, new_SR = load_tile(ahead, last, row_S, cache_ptr, L, R, BLOCK_L, BLOCK_R)
+            row_S = cache_rows(
+                ahead + BLOCK_S, last, blocks_ptr, stride_b, stride_k, BLOCK_SIZE, BLOCK_S
+            )
+            acc_LH, max_H, sum_H = attend_tile(
+                s, reach_H, k_SL, k_SR, q_LH, q_RH, acc_LH, max_H, sum_H, factor, PRECISION
+            )
+            k_SL, k_SR = new_SL.to(DOT), new_SR.to(DOT)
+    return acc_LH, max_H, sum_H
 
 
 @triton.jit

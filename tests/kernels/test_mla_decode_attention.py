@@ -1,0 +1,217 @@
+"""The Triton decode attention against its reference, on poisoned caches and tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from mlalab_kernels.mla_decode_attention import reference
+from mlalab_kernels.mla_decode_attention.launch_config import (
+    MOST_SPLITS,
+    Config,
+    config_for,
+    splits_for,
+)
+from mlalab_kernels.mla_decode_attention.triton_kernel import (
+    mla_decode_attention,
+    mla_decode_attention_of_batch,
+)
+from mlalab_kernels.numerics import quantize
+
+FP32, BF16, FP16, FP8 = torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn
+# The weights of the second product are rounded to bf16, or to fp16 over an FP8 cache.
+TOLERANCE = {FP32: 1e-5, BF16: 1.5e-2, FP16: 2e-3, FP8: 2e-3}
+SCALE = 0.21
+GARBAGE = (-1, 2**31 - 1)
+
+
+@dataclass
+class Batch:
+    """Requests over a cache whose unused rows hold NaN and a table that ends in garbage."""
+
+    query_lens: tuple[int, ...] = (1, 2, 1, 4)
+    seq_lens: tuple[int, ...] = (9, 5, 1, 37)
+    N: int = 3
+    L: int = 8
+    R: int = 4
+    block_size: int = 16
+    query: torch.dtype = FP32
+    cache: torch.dtype = FP32
+    padding: int = 0
+    index: torch.dtype = torch.int32
+    device: torch.device | str = "cpu"
+
+    def __post_init__(self):
+        used = [-(-n // self.block_size) for n in self.seq_lens]
+        blocks, C = sum(used) + 2, self.L + self.R
+        self.table = torch.tensor(GARBAGE).repeat(len(used), max(used, default=0) + 1).to(self.index)
+        rows = torch.full((blocks, self.block_size, C), torch.nan)
+        places = iter(torch.randperm(blocks).tolist())
+        for request, (count, length) in enumerate(zip(used, self.seq_lens, strict=True)):
+            own = torch.tensor([next(places) for _ in range(count)], dtype=torch.long)
+            self.table[request, :count] = own
+            filled = torch.full((count * self.block_size, C), torch.nan)
+            filled[:length] = torch.randn(length, C)
+            rows[own] = filled.view(count, self.block_size, C)
+        self.q_scale, self.k_scale = torch.tensor(0.04), torch.tensor(0.05)
+        self.kv = quantize(rows, self.k_scale, self.cache)
+        tokens = sum(self.query_lens) + self.padding
+        self.q = quantize(torch.randn(tokens, self.N, C), self.q_scale, self.query)
+        for name in ("table", "q", "kv", "q_scale", "k_scale"):
+            setattr(self, name, getattr(self, name).to(self.device))
+
+    def run(self, config=None, **changes):
+        given = {name: changes.get(name, getattr(self, name)) for name in ("q", "kv", "table")}
+        return mla_decode_attention(
+            *given.values(), self.query_lens, self.seq_lens, changes.get("scale", SCALE), self.L,
+            self.q_scale, changes.get("k_scale", self.k_scale), config,
+        )  # fmt: skip
+
+    def expected(self):
+        arguments = (x.cpu() for x in (self.q, self.kv, self.table))
+        out, lse = reference.mla_decode_attention(
+            *arguments, self.query_lens, self.seq_lens, SCALE, self.L,
+            self.q_scale.cpu(), self.k_scale.cpu(),
+        )  # fmt: skip
+        tokens = sum(self.query_lens)
+        out[tokens:], lse[tokens:] = 0.0, -torch.inf
+        return out, lse
+
+    def check(self, got):
+        tolerance = TOLERANCE[self.cache]
+        for name, x, wanted in zip(("out", "lse"), got, self.expected(), strict=True):
+            close = {"out": tolerance, "lse": 1e-5}[name]
+            assert x.dtype == FP32
+            assert x.is_contiguous()
+            torch.testing.assert_close(
+                x.cpu(), wanted, atol=close, rtol=close, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+def tiles(splits=None, block_h=16, block_s=16):
+    return Config(block_h=block_h, block_s=block_s, stages=1, warps=4, splits=splits)
+
+
+@pytest.mark.parametrize("splits", [None, 1, 3])
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP16, FP8], ids=str)
+@pytest.mark.parametrize("block_size", [1, 16, 64])
+def test_every_type_and_block_size(dtype, block_size, splits, device):
+    batch = Batch(block_size=block_size, query=dtype, cache=dtype, device=device)
+    batch.check(batch.run(tiles(splits)))
+
+
+@pytest.mark.parametrize("N", [1, 2, 7, 8, 16, 128])
+@pytest.mark.parametrize("dtype", [FP32, FP8], ids=str)
+def test_every_number_of_heads(N, dtype, device):
+    batch = Batch((1, 3), (40, 17), N=N, query=dtype, cache=dtype, device=device)
+    batch.check(batch.run(tiles(2)))
+
+
+@pytest.mark.parametrize(("L", "R"), [(6, 2), (8, 4), (16, 2), (24, 16), (33, 6)])
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP8], ids=str)
+def test_any_widths(L, R, dtype, device):
+    batch = Batch(L=L, R=R, query=dtype, cache=dtype, device=device)
+    batch.check(batch.run())
+
+
+@pytest.mark.parametrize("config", [None, Config(16, 64, 2, 4), Config(32, 64, 1, 8)], ids=str)
+@pytest.mark.parametrize("dtype", [BF16, FP8], ids=str)
+@pytest.mark.parametrize("N", [16, 128])
+def test_model_sizes(N, dtype, config, device):
+    batch = Batch((1, 1), (200, 63), N, 512, 64, 64, dtype, dtype, device=device)
+    batch.check(batch.run(config))
+
+
+@pytest.mark.parametrize("query", [FP32, BF16, FP16], ids=str)
+def test_query_wider_than_the_cache(query, device):
+    batch = Batch(query=query, cache=FP8, device=device)
+    TOLERANCE_OF_QUERY = {FP32: 1e-5, BF16: 1.5e-2, FP16: 2e-3}
+    out, lse = batch.run(tiles())
+    wanted_out, wanted_lse = batch.expected()
+    close = TOLERANCE_OF_QUERY[query]
+    torch.testing.assert_close(out.cpu(), wanted_out, atol=close, rtol=close)
+    torch.testing.assert_close(lse.cpu(), wanted_lse, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seq_len", [1, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65])
+@pytest.mark.parametrize("splits", [1, 2, 5])
+def test_every_remainder(seq_len, splits, device):
+    batch = Batch((1, 1), (seq_len, 40), block_size=16, query=FP8, cache=FP8, device=device)
+    batch.check(batch.run(tiles(splits)))
+
+
+@pytest.mark.parametrize("block_h", [16, 32])
+@pytest.mark.parametrize("query_lens", [(5, 1), (17, 2), (9, 9)])
+def test_rows_of_several_tokens_in_one_program(query_lens, block_h, device):
+    """Each sees a different part of the last tiles; some programs have no rows at all."""
+    batch = Batch(query_lens, (40, 33), N=5, device=device)
+    batch.check(batch.run(tiles(2, block_h)))
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("dtype", [FP32, FP8], ids=str)
+def test_padding(dtype, splits, device):
+    """Requests without cached rows, and tokens without a request."""
+    batch = Batch((1, 1, 0, 1), (0, 9, 3, 0), padding=21, query=dtype, cache=dtype, device=device)
+    out, lse = batch.run(tiles(splits))
+    batch.check((out, lse))
+    empty = [0, *range(2, len(batch.q))]
+    assert not out[empty].any()
+    assert torch.isneginf(lse[empty]).all()
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_more_query_than_sequence(splits, device):
+    """A stale length: the tokens that see nothing get 0, not NaN."""
+    batch = Batch((3,), (1,), device=device)
+    out, lse = batch.run(tiles(splits))
+    assert not out[:2].any()
+    assert torch.isneginf(lse[:2]).all()
+    assert torch.isfinite(out[2]).all()
+    assert torch.isfinite(lse[2]).all()
+
+
+@pytest.mark.parametrize(("query_lens", "seq_lens"), [((), ()), ((0, 0), (3, 0))])
+@pytest.mark.parametrize("padding", [0, 3])
+def test_nothing_to_attend_from(query_lens, seq_lens, padding, device):
+    batch = Batch(query_lens, seq_lens, padding=padding, device=device)
+    out, lse = batch.run()
+    assert (out.shape, lse.shape) == ((padding, 3, 8), (padding, 3))
+    assert not out.any()
+    assert torch.isneginf(lse).all()
+
+
+@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+def test_strides_and_index_types(index, device):
+    batch = Batch(index=index, query=BF16, cache=BF16, device=device)
+    heads_first = batch.q.transpose(0, 1).contiguous().transpose(0, 1)
+    wide_q, wide_kv, wide_table = (
+        torch.nn.functional.pad(x, (0, 5)) for x in (batch.q, batch.kv, batch.table)
+    )
+    C = batch.L + batch.R
+    transposed = batch.q.transpose(1, 2).contiguous().transpose(1, 2)
+    for q in (heads_first, wide_q[..., :C], transposed):
+        got = batch.run(tiles(2), q=q, kv=wide_kv[..., :C], table=wide_table[:, :-5])
+        batch.check(got)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP8], ids=str)
+def test_two_runs_are_the_same_bits(dtype, device):
+    batch = Batch(query=dtype, cache=dtype, device=device)
+    for first, second in zip(batch.run(tiles(3)), batch.run(tiles(3)), strict=True):
+        assert first.equal(second)
+
+
+@pytest.mark.parametrize("change", ["table", "scale", "k_scale", "config"])
+def test_a_wrong_result_is_noticed(change, device):
+    batch = Batch(query=FP8, cache=FP8, device=device)
+    if change == "config":
+        wrong = replace(batch, seq_lens=(9, 5, 1, 36)).run()
+    else:
+        changes = {"table": batch.table.roll(1, 0), "scale": 0.2, "k_scale": batch.q_scale}
+        changes["table"] = torch.where(changes["table"].abs() < 99, changes["table"], 0)
+        wrong = batch.run(**{change: changes[change]})
+    with pytest.raises(AssertionError):
+        batch.check(wrong)
