@@ -15,7 +15,9 @@ import torch
 from mlalab_kernels.fused_absorb_qk_rope_concat_and_cache_mla.triton_kernel import (
     fused_absorb_qk_rope_concat_and_cache_mla,
 )
+from mlalab_kernels.mla_decode_attention.triton_kernel import mla_decode_attention
 from mlalab_kernels.rotary_embedding.triton_kernel import rotary_embedding
+from tests.kernels.row_specialisations import CALLS as ROW_CALLS
 
 BF16 = torch.bfloat16
 TOKENS, ROWS = 8, 32
@@ -40,6 +42,15 @@ def prepare(fp8_dtype: torch.dtype, tokens: int, heads: int, fp8_query: bool = T
     )
 
 
+def attend(fp8_dtype: torch.dtype, heads: int, fp8_cache: bool) -> None:
+    """32 requests of 4 096 tokens in blocks of 64."""
+    cache = torch.empty(8, 64, 576, dtype=fp8_dtype if fp8_cache else BF16)
+    mla_decode_attention(
+        *(torch.empty(32, heads, 576, dtype=BF16), cache, torch.zeros(32, 64, dtype=torch.int32)),
+        *([1] * 32, [4096] * 32, 0.1, 512, torch.ones(1), torch.ones(1)),
+    )
+
+
 CALLS: dict[str, Callable[[torch.dtype], None]] = {
     "prepare T=1 N=16": partial(prepare, tokens=1, heads=16),
     "prepare T=8 N=128": partial(prepare, tokens=8, heads=128),
@@ -47,6 +58,12 @@ CALLS: dict[str, Callable[[torch.dtype], None]] = {
     "prepare T=128 N=16": partial(prepare, tokens=128, heads=16),
     "prepare T=512 N=128": partial(prepare, tokens=512, heads=128),
     "prepare T=512 N=128 bf16": partial(prepare, tokens=512, heads=128, fp8_query=False),
+    **{
+        f"attend N={heads}{' fp8' * fp8_cache}": partial(attend, heads=heads, fp8_cache=fp8_cache)
+        for heads in (16, 128)
+        for fp8_cache in (False, True)
+    },
     "rotary N=16": partial(rotate, heads=16, is_neox=False, table_dtype=torch.float32),
     "rotary N=128 neox": partial(rotate, heads=128, is_neox=True, table_dtype=BF16),
 }
+CALLS |= ROW_CALLS

@@ -74,14 +74,3 @@ def processors_of(device: torch.device) -> int:
     if device.type == "cpu":
         return 4
     return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-@functools.cache
-def arch_of(device: torch.device) -> str:
-    """Return `sm_90`, `gfx942`, ..., or `cpu`."""
-    if device.type == "cpu":
-        return "cpu"
-    properties = torch.cuda.get_device_properties(device)
-    if torch.version.hip:
-        return str(properties.gcnArchName).split(":")[0]
-    return f"sm_{properties.major}{properties.minor}"

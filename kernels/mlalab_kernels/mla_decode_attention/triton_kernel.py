@@ -13,10 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mlalab_kernels.launch import launch
+from mlalab_kernels.launch import arch_of, launch
 from mlalab_kernels.mla_decode_attention.launch_config import (
     Config,
-    arch_of,
     config_for,
     processors_of,
     splits_for,
