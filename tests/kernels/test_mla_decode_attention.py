@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 from mlalab_kernels.mla_decode_attention import reference
-from mlalab_kernels.mla_decode_attention.launch_config import (
-    MOST_SPLITS,
-    Config,
-    config_for,
-    splits_for,
-)
-from mlalab_kernels.mla_decode_attention.triton_kernel import (
-    mla_decode_attention,
-    mla_decode_attention_of_batch,
-)
+from mlalab_kernels.mla_decode_attention.launch_config import Config
+from mlalab_kernels.mla_decode_attention.triton_kernel import mla_decode_attention
 from mlalab_kernels.numerics import quantize
 
 FP32, BF16, FP16, FP8 = torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn
-# The weights of the second product are rounded to bf16, or to fp16 over an FP8 cache.
-TOLERANCE = {FP32: 1e-5, BF16: 1.5e-2, FP16: 2e-3, FP8: 2e-3}
+# By the type that the weights of the second product are rounded to; over FP8 that is fp16.
+TOLERANCE = {FP32: 2e-5, BF16: 1.5e-2, FP16: 2e-3, FP8: 2e-3}
 SCALE = 0.21
 GARBAGE = (-1, 2**31 - 1)
 
@@ -46,7 +38,9 @@ class Batch:
     def __post_init__(self):
         used = [-(-n // self.block_size) for n in self.seq_lens]
         blocks, C = sum(used) + 2, self.L + self.R
-        self.table = torch.tensor(GARBAGE).repeat(len(used), max(used, default=0) + 1).to(self.index)
+        self.table = (
+            torch.tensor(GARBAGE).repeat(len(used), max(used, default=0) + 1).to(self.index)
+        )
         rows = torch.full((blocks, self.block_size, C), torch.nan)
         places = iter(torch.randperm(blocks).tolist())
         for request, (count, length) in enumerate(zip(used, self.seq_lens, strict=True)):
@@ -63,11 +57,9 @@ class Batch:
             setattr(self, name, getattr(self, name).to(self.device))
 
     def run(self, config=None, **changes):
-        given = {name: changes.get(name, getattr(self, name)) for name in ("q", "kv", "table")}
-        return mla_decode_attention(
-            *given.values(), self.query_lens, self.seq_lens, changes.get("scale", SCALE), self.L,
-            self.q_scale, changes.get("k_scale", self.k_scale), config,
-        )  # fmt: skip
+        names = ("q", "kv", "table", "query_lens", "seq_lens", "scale", "L", "q_scale", "k_scale")
+        given = {"scale": SCALE, **vars(self), **changes}
+        return mla_decode_attention(*(given[name] for name in names), config)
 
     def expected(self):
         arguments = (x.cpu() for x in (self.q, self.kv, self.table))
@@ -80,14 +72,11 @@ class Batch:
         return out, lse
 
     def check(self, got):
-        tolerance = TOLERANCE[self.cache]
-        for name, x, wanted in zip(("out", "lse"), got, self.expected(), strict=True):
-            close = {"out": tolerance, "lse": 1e-5}[name]
+        tolerances = (TOLERANCE[self.cache if self.query == FP8 else self.query], 2e-5)
+        for x, wanted, close in zip(got, self.expected(), tolerances, strict=True):
             assert x.dtype == FP32
             assert x.is_contiguous()
-            torch.testing.assert_close(
-                x.cpu(), wanted, atol=close, rtol=close, msg=lambda text, name=name: f"{name}: {text}"
-            )
+            torch.testing.assert_close(x.cpu(), wanted, atol=close, rtol=close)
 
 
 def tiles(splits=None, block_h=16, block_s=16):
@@ -105,7 +94,7 @@ def test_every_type_and_block_size(dtype, block_size, splits, device):
 @pytest.mark.parametrize("N", [1, 2, 7, 8, 16, 128])
 @pytest.mark.parametrize("dtype", [FP32, FP8], ids=str)
 def test_every_number_of_heads(N, dtype, device):
-    batch = Batch((1, 3), (40, 17), N=N, query=dtype, cache=dtype, device=device)
+    batch = Batch((1, 2), (20, 17), N=N, query=dtype, cache=dtype, device=device)
     batch.check(batch.run(tiles(2)))
 
 
@@ -120,19 +109,14 @@ def test_any_widths(L, R, dtype, device):
 @pytest.mark.parametrize("dtype", [BF16, FP8], ids=str)
 @pytest.mark.parametrize("N", [16, 128])
 def test_model_sizes(N, dtype, config, device):
-    batch = Batch((1, 1), (200, 63), N, 512, 64, 64, dtype, dtype, device=device)
+    batch = Batch((1, 1), (130, 63), N, 512, 64, 64, dtype, dtype, device=device)
     batch.check(batch.run(config))
 
 
 @pytest.mark.parametrize("query", [FP32, BF16, FP16], ids=str)
 def test_query_wider_than_the_cache(query, device):
     batch = Batch(query=query, cache=FP8, device=device)
-    TOLERANCE_OF_QUERY = {FP32: 1e-5, BF16: 1.5e-2, FP16: 2e-3}
-    out, lse = batch.run(tiles())
-    wanted_out, wanted_lse = batch.expected()
-    close = TOLERANCE_OF_QUERY[query]
-    torch.testing.assert_close(out.cpu(), wanted_out, atol=close, rtol=close)
-    torch.testing.assert_close(lse.cpu(), wanted_lse, atol=1e-5, rtol=1e-5)
+    batch.check(batch.run(tiles()))
 
 
 @pytest.mark.parametrize("seq_len", [1, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65])
@@ -204,14 +188,28 @@ def test_two_runs_are_the_same_bits(dtype, device):
         assert first.equal(second)
 
 
-@pytest.mark.parametrize("change", ["table", "scale", "k_scale", "config"])
+@pytest.mark.parametrize("name", ["q", "kv"])
+def test_raw_bytes_are_refused(name, device):
+    batch = Batch(query=FP8, cache=FP8, device=device)
+    with pytest.raises(RuntimeError, match=r"is torch.uint8; .*view\(torch.float8_e4m3fn\)"):
+        batch.run(**{name: getattr(batch, name).view(torch.uint8)})
+
+
+def test_a_strided_cache_row_is_refused(device):
+    batch = Batch(device=device)
+    with pytest.raises(RuntimeError, match="contiguous in its last dimension"):
+        batch.run(kv=batch.kv.transpose(1, 2).contiguous().transpose(1, 2))
+
+
+@pytest.mark.parametrize("change", ["table", "scale", "k_scale", "q_scale", "seq_lens"])
 def test_a_wrong_result_is_noticed(change, device):
     batch = Batch(query=FP8, cache=FP8, device=device)
-    if change == "config":
-        wrong = replace(batch, seq_lens=(9, 5, 1, 36)).run()
-    else:
-        changes = {"table": batch.table.roll(1, 0), "scale": 0.2, "k_scale": batch.q_scale}
-        changes["table"] = torch.where(changes["table"].abs() < 99, changes["table"], 0)
-        wrong = batch.run(**{change: changes[change]})
+    wrong = {
+        "table": batch.table.roll(1, 0).clamp(0, len(batch.kv) - 1),
+        "scale": 1.02 * SCALE,
+        "k_scale": 1.02 * batch.k_scale,
+        "q_scale": 1.02 * batch.q_scale,
+        "seq_lens": (9, 5, 1, 36),
+    }
     with pytest.raises(AssertionError):
-        batch.check(wrong)
+        batch.check(batch.run(**{change: wrong[change]}))

@@ -31,7 +31,7 @@ from mlalab_kernels.numerics import FP8_DTYPES
 _DOT = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
 
-@triton.jit(do_not_specialize=["T", "requests"])
+@triton.jit(do_not_specialize=["T", "requests", "table_stride"])
 def _attend(
     q_ptr, cache_ptr, table_ptr, starts_ptr, lens_ptr, q_scale_ptr, k_scale_ptr,
     out_ptr, lse_ptr, part_ptr, part_lse_ptr, softmax_scale, T, requests,
