@@ -37,7 +37,8 @@ class Config:
 
 
 _PLAIN = Config()
-# Architecture, whether the cache is FP8 -> from how many heads on, the configuration.
+# Architecture, whether the cache is FP8 -> from how many heads on, the configuration. None of these
+# spills a register.
 _TABLE: Mapping[tuple[str, bool], tuple[tuple[int, Config], ...]] = {
     ("sm_90", False): ((0, Config(16, 64, 1, 8)), (17, Config(32, 64, 2, 8))),
     ("sm_90", True): ((0, Config(16, 64, 1, 8)), (17, Config(32, 64, 1, 8))),
