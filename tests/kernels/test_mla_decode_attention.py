@@ -79,16 +79,16 @@ class Batch:
             torch.testing.assert_close(x.cpu(), wanted, atol=close, rtol=close)
 
 
-def tiles(splits=None, block_h=16, block_s=16):
-    return Config(block_h=block_h, block_s=block_s, stages=1, warps=4, splits=splits)
+def tiles(splits=None, block_h=16, stages=1):
+    return Config(block_h, 16, stages, splits=splits)
 
 
-@pytest.mark.parametrize("splits", [None, 1, 3])
+@pytest.mark.parametrize(("splits", "stages"), [(None, 1), (1, 2), (3, 1), (3, 2)])
 @pytest.mark.parametrize("dtype", [FP32, BF16, FP16, FP8], ids=str)
 @pytest.mark.parametrize("block_size", [1, 16, 64])
-def test_every_type_and_block_size(dtype, block_size, splits, device):
+def test_every_type_and_block_size(dtype, block_size, splits, stages, device):
     batch = Batch(block_size=block_size, query=dtype, cache=dtype, device=device)
-    batch.check(batch.run(tiles(splits)))
+    batch.check(batch.run(tiles(splits, stages=stages)))
 
 
 @pytest.mark.parametrize("N", [1, 2, 7, 8, 16, 128])
@@ -120,10 +120,10 @@ def test_query_wider_than_the_cache(query, device):
 
 
 @pytest.mark.parametrize("seq_len", [1, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65])
-@pytest.mark.parametrize("splits", [1, 2, 5])
-def test_every_remainder(seq_len, splits, device):
-    batch = Batch((1, 1), (seq_len, 40), block_size=16, query=FP8, cache=FP8, device=device)
-    batch.check(batch.run(tiles(splits)))
+@pytest.mark.parametrize(("splits", "stages"), [(1, 1), (2, 1), (5, 1), (1, 2), (5, 2)])
+def test_every_remainder(seq_len, splits, stages, device):
+    batch = Batch((1, 1), (seq_len, 40), query=BF16, cache=BF16, device=device)
+    batch.check(batch.run(tiles(splits, stages=stages)))
 
 
 @pytest.mark.parametrize("block_h", [16, 32])

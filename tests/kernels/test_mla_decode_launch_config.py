@@ -42,6 +42,6 @@ def test_every_device_has_a_configuration(arch, dtype, heads):
         assert size & (size - 1) == 0
 
 
-def test_a_measured_device_differs_from_a_plain_one():
-    assert config_for("sm_90", 16, BF16) != Config()
+def test_an_unknown_device_and_fp32_get_the_plain_configuration():
     assert config_for("gfx942", 16, BF16) == config_for("sm_90", 16, torch.float32) == Config()
+    assert config_for("sm_90", 16, BF16) != Config() != config_for("sm_90", 16, FP8)

@@ -21,7 +21,8 @@ class Config:
 
     Args:
         block_h, block_s: query rows of a program and cache rows of a tile; powers of two from 16.
-        stages: tiles in flight, where the cache needs no conversion; else there are two.
+        stages: 1: the next tile waits in registers, as it always does where a tile has to be
+            converted; from 2 on, the compiler's pipeline to shared memory.
         warps: of every program.
         per_sm: programs that one multiprocessor holds at a time.
         splits: programs that share one sequence, at most 128; None: as many as fill the device.
@@ -36,9 +37,10 @@ class Config:
 
 
 _PLAIN = Config()
-# Architecture, whether the cache is FP8 -> from how many heads on, the configuration.
+# Architecture, whether the cache is FP8 -> from how many heads on, the configuration. None of these
+# spills a register.
 _TABLE: Mapping[tuple[str, bool], tuple[tuple[int, Config], ...]] = {
-    ("sm_90", False): ((0, Config(16, 64, 2, 4)), (17, Config(32, 64, 2, 8))),
+    ("sm_90", False): ((0, Config(16, 64, 1, 8)), (17, Config(32, 64, 2, 8))),
     ("sm_90", True): ((0, Config(16, 64, 1, 8)), (17, Config(32, 64, 1, 8))),
 }
 

@@ -86,8 +86,8 @@ def attend_span(
     BLOCK_L: tl.constexpr = q_LH.shape[0]
     BLOCK_R: tl.constexpr = q_RH.shape[0]
     DOT: tl.constexpr = q_LH.dtype
-    if cache_ptr.dtype.element_ty == DOT:
-        # The compiler keeps several tiles on their way to shared memory.
+    if cache_ptr.dtype.element_ty == DOT and STAGES > 1:
+        # The compiler keeps tiles on their way to shared memory.
         for s in tl.range(first, last, BLOCK_S, num_stages=STAGES):
             row_S = cache_rows(s, last, blocks_ptr, stride_b, stride_k, BLOCK_SIZE, BLOCK_S)
             k_SL, k_SR = load_tile(s, last, row_S, cache_ptr, L, R, BLOCK_L, BLOCK_R)
@@ -95,8 +95,8 @@ def attend_span(
                 s, reach_H, k_SL, k_SR, q_LH, q_RH, acc_LH, max_H, sum_H, factor, PRECISION
             )
     else:
-        # A tile that has to be converted passes through registers: load one ahead by hand, and
-        # look up its rows one further ahead.
+        # A tile passes through registers, as one that has to be converted must: load one ahead by
+        # hand, and look up its rows one further ahead.
         row_S = cache_rows(first, last, blocks_ptr, stride_b, stride_k, BLOCK_SIZE, BLOCK_S)
         k_SL, k_SR = load_tile(first, last, row_S, cache_ptr, L, R, BLOCK_L, BLOCK_R)
         k_SL, k_SR = k_SL.to(DOT), k_SR.to(DOT)
