@@ -1,8 +1,8 @@
 """Every Triton kernel once on a GPU, small and large, for a checker of memory to watch.
 
 Run as `compute-sanitizer --tool memcheck python benchmarks/sanitize.py`, likewise with `racecheck`
-and `initcheck`; `PYTORCH_NO_CUDA_MEMORY_CACHING=1` makes every tensor an allocation of its own. Each
-result is compared with its reference as well.
+and `initcheck`; `PYTORCH_NO_CUDA_MEMORY_CACHING=1` makes every tensor an allocation of its own.
+Each result is compared with its reference as well.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def attend() -> None:
     one = torch.ones(1, device=DEVICE)
     for heads, seq_lens in ((16, [70, 0, 300]), (3, [1, 5, 64])):
         for stored in (torch.bfloat16, torch.float8_e4m3fn):
-            query = torch.randn(3, heads, 576, device=DEVICE).bfloat16()
+            query = torch.randn(3, heads, 576, device=DEVICE).to(stored)
             cache = torch.randn(16, 64, 576, device=DEVICE).to(stored)
             blocks = torch.randperm(16, device=DEVICE)[:15].view(3, 5).int()
             query_lens = [min(1, n) for n in seq_lens]

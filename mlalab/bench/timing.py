@@ -90,23 +90,31 @@ def spread(samples: Sequence[float]) -> Spread:
     return Spread(median, low, high, len(samples))
 
 
-def copy_of(num_bytes: int, device: torch.device) -> Callable[[], Tensor]:
-    """Return a copy between buffers of its own that reads and writes `num_bytes` in all.
+def copies_of(num_bytes: int, device: torch.device) -> dict[str, Callable[[], Tensor]]:
+    """Return two ways to copy that read and write `num_bytes` in all, each in buffers of its own.
 
-    Rounded up to whole lines of the cache: what is left over would cost a second, slow copy.
+    A graph holds torch's copy as a node that the driver carries out as it likes; the other is a
+    kernel. Which is faster depends on the size. Sizes are rounded up to whole lines of the cache.
     """
-    source = torch.zeros(-(-num_bytes // (2 * _LINE)) * _LINE, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return lambda: target.copy_(source)
+    words = -(-num_bytes // (2 * _LINE)) * _LINE // 8
+
+    def buffers() -> tuple[Tensor, Tensor]:
+        source = torch.zeros(words, dtype=torch.int64, device=device)
+        return source, torch.empty_like(source)
+
+    (source, target), (inverted, result) = buffers(), buffers()
+    return {
+        "node": lambda: target.copy_(source),
+        "kernel": lambda: torch.bitwise_not(inverted, out=result),
+    }
 
 
 def copy_rate(device: torch.device, replays: int) -> float:
     """Return the bytes per second of a large copy, reads and writes both counted."""
-    # By a kernel: a graph hands a copy of this size to an engine that is slower.
-    source = torch.zeros(_LARGE_COPY // 8, dtype=torch.int64, device=device)
-    target = torch.empty_like(source)
-    captured = capture([lambda: torch.bitwise_not(source, out=target)] * _COPIES)
-    return 2 * _LARGE_COPY / (measure({"copy": captured}, replays)["copy"].median * 1e-6)
+    copies = copies_of(2 * _LARGE_COPY, device)
+    work = {name: capture([copy] * _COPIES) for name, copy in copies.items()}
+    fastest = min(taken.median for taken in measure(work, replays).values())
+    return 2 * _LARGE_COPY / (fastest * 1e-6)
 
 
 def launch_floor(device: torch.device, replays: int) -> dict[str, float]:

@@ -43,7 +43,7 @@ def test_every_contender_runs_every_layer_and_so_does_the_copy(gpu):
     assert result.ok
     assert list(result.times) == [*CONTENDERS, "copy"]
     assert result.layers == 32
-    assert gpu == [32] * (len(CONTENDERS) + 1)
+    assert gpu == [32] * (len(CONTENDERS) + 2)
     assert {s.samples for s in result.times.values()} == {21}
 
 

@@ -101,9 +101,9 @@ def test_spread_is_median_and_quartiles():
     assert spread([7.0]).low == spread([7.0]).high == 7.0
 
 
-def test_a_copy_reads_and_writes_what_it_was_asked_to_in_all():
-    assert timing.copy_of(1024, torch.device("cpu"))().numel() == 512
-
-
-def test_a_copy_is_of_whole_lines():
-    assert timing.copy_of(1000, torch.device("cpu"))().numel() == 512
+@pytest.mark.parametrize(("num_bytes", "copied"), [(1024, 512), (1000, 512), (1, 128)])
+def test_copies_read_and_write_what_they_were_asked_to_in_whole_lines(num_bytes, copied):
+    copies = timing.copies_of(num_bytes, torch.device("cpu"))
+    assert {name: copy().nbytes for name, copy in copies.items()} == {
+        **{"node": copied, "kernel": copied}
+    }

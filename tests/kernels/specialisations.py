@@ -44,9 +44,10 @@ def prepare(fp8_dtype: torch.dtype, tokens: int, heads: int, fp8_query: bool = T
 
 def attend(fp8_dtype: torch.dtype, heads: int, fp8_cache: bool) -> None:
     """32 requests of 4 096 tokens in blocks of 64."""
-    cache = torch.empty(8, 64, 576, dtype=fp8_dtype if fp8_cache else BF16)
+    stored = fp8_dtype if fp8_cache else BF16
+    cache, table = torch.empty(8, 64, 576, dtype=stored), torch.zeros(32, 64, dtype=torch.int32)
     mla_decode_attention(
-        *(torch.empty(32, heads, 576, dtype=BF16), cache, torch.zeros(32, 64, dtype=torch.int32)),
+        *(torch.empty(32, heads, 576, dtype=stored), cache, table),
         *([1] * 32, [4096] * 32, 0.1, 512, torch.ones(1), torch.ones(1)),
     )
 

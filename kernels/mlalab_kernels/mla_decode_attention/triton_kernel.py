@@ -50,8 +50,8 @@ def _attend(
         there_H = r_H < (end - start) * N
         token_H = (start + r_H // N).to(tl.int64)
         at_H = token_H * q_stride_t + (r_H % N) * q_stride_n
-        q_LH = tl.trans(load_columns(q_ptr, at_H, there_H, L, BLOCK_L).to(DOT))
-        q_RH = tl.trans(load_columns(q_ptr + L, at_H, there_H, R, BLOCK_R).to(DOT))
+        q_HL = load_columns(q_ptr, at_H, there_H, L, BLOCK_L).to(DOT)
+        q_HR = load_columns(q_ptr + L, at_H, there_H, R, BLOCK_R).to(DOT)
         factor = softmax_scale
         if q_ptr.dtype.element_ty.is_fp8():
             factor *= tl.load(q_scale_ptr).to(tl.float32)
@@ -67,18 +67,18 @@ def _attend(
         share = tl.cdiv(tl.cdiv(length, BLOCK_S), tl.num_programs(1)) * BLOCK_S
         last = tl.minimum((split + 1) * share, length)
 
-        acc_LH = tl.zeros((BLOCK_L, BLOCK_H), tl.float32)
+        acc_HL = tl.zeros((BLOCK_H, BLOCK_L), tl.float32)
         max_H = tl.full((BLOCK_H,), float("-inf"), tl.float32)
         sum_H = tl.zeros((BLOCK_H,), tl.float32)
         blocks_ptr = table_ptr + request.to(tl.int64) * table_stride
-        acc_LH, max_H, sum_H = attend_span(
-            split * share, last, reach_H, q_LH, q_RH, acc_LH, max_H, sum_H, factor,
+        acc_HL, max_H, sum_H = attend_span(
+            split * share, last, reach_H, q_HL, q_HR, acc_HL, max_H, sum_H, factor,
             blocks_ptr, cache_ptr, cache_stride_b, cache_stride_k,
             L, R, BLOCK_SIZE, BLOCK_S, STAGES, PRECISION,
         )  # fmt: skip
 
         seen_H = sum_H != 0.0
-        out_LH = acc_LH * tl.where(seen_H, k_scale / tl.where(seen_H, sum_H, 1.0), 0.0)[None, :]
+        out_HL = acc_HL * tl.where(seen_H, k_scale / tl.where(seen_H, sum_H, 1.0), 0.0)[:, None]
         lse_H = tl.where(
             seen_H, (max_H + tl.log2(tl.where(seen_H, sum_H, 1.0))) / LOG2_E, float("-inf")
         )
@@ -87,7 +87,7 @@ def _attend(
             lse_ptr = part_lse_ptr + split.to(tl.int64) * T * N
         row_H, l_L = token_H * N + r_H % N, tl.arange(0, BLOCK_L)
         mask_HL = there_H[:, None] & (l_L < L)[None, :]
-        tl.store(out_ptr + row_H[:, None] * L + l_L[None, :], tl.trans(out_LH), mask=mask_HL)
+        tl.store(out_ptr + row_H[:, None] * L + l_L[None, :], out_HL, mask=mask_HL)
         tl.store(lse_ptr + row_H, lse_H, mask=there_H)
 
 

@@ -1,8 +1,7 @@
 """What one program of the paged decode attention does; see `triton_kernel`.
 
 Letters beyond `mlalab.shapes`: H query rows of a program (token by token, each with all its heads),
-S cache rows of a tile, W splits of a sequence. A row of scores lies along S, the first axis: the
-latent then is the long side of both products, so that few heads fill the matrix units.
+S cache rows of a tile, W splits of a sequence.
 """
 
 from __future__ import annotations
@@ -54,49 +53,50 @@ def load_tile(
 
 @triton.jit
 def attend_tile(
-    s_first, reach_H, k_SL, k_SR, q_LH, q_RH, acc_LH, max_H, sum_H, factor, PRECISION: tl.constexpr
+    s_first, reach_H, k_SL, k_SR, q_HL, q_HR, acc_HL, max_H, sum_H, factor, PRECISION: tl.constexpr
 ):
     """Take one tile of the cache into the running softmax; it serves both products.
 
     `max` and `sum` are those of scores × log2(e).
     """
     s_S = s_first + tl.arange(0, k_SL.shape[0])
-    scores_SH = tl.dot(k_SL, q_LH, input_precision=PRECISION)
-    scores_SH = tl.dot(k_SR, q_RH, scores_SH, input_precision=PRECISION) * factor
-    scores_SH = tl.where(s_S[:, None] <= reach_H[None, :], scores_SH, float("-inf"))
-    new_max_H = tl.maximum(max_H, tl.max(scores_SH, 0))
+    scores_HS = tl.dot(q_HL, tl.trans(k_SL), input_precision=PRECISION)
+    scores_HS = tl.dot(q_HR, tl.trans(k_SR), scores_HS, input_precision=PRECISION) * factor
+    scores_HS = tl.where(s_S[None, :] <= reach_H[:, None], scores_HS, float("-inf"))
+    new_max_H = tl.maximum(max_H, tl.max(scores_HS, 1))
     # A row that has seen nothing yet keeps its maximum of -inf, and -inf - -inf is no number.
     shift_H = tl.where(new_max_H == float("-inf"), 0.0, new_max_H)
-    p_SH = tl.exp2(scores_SH - shift_H[None, :])
+    p_HS = tl.exp2(scores_HS - shift_H[:, None])
     fade_H = tl.exp2(max_H - shift_H)
-    sum_H = sum_H * fade_H + tl.sum(p_SH, 0)
-    acc_LH = acc_LH * fade_H[None, :]
-    acc_LH = tl.dot(tl.trans(k_SL), p_SH.to(k_SL.dtype), acc_LH, input_precision=PRECISION)
-    return acc_LH, new_max_H, sum_H
+    sum_H = sum_H * fade_H + tl.sum(p_HS, 1)
+    acc_HL = acc_HL * fade_H[:, None]
+    acc_HL = tl.dot(p_HS.to(k_SL.dtype), k_SL, acc_HL, input_precision=PRECISION)
+    return acc_HL, new_max_H, sum_H
 
 
 @triton.jit
 def attend_span(
-    first, last, reach_H, q_LH, q_RH, acc_LH, max_H, sum_H, factor,
+    first, last, reach_H, q_HL, q_HR, acc_HL, max_H, sum_H, factor,
     blocks_ptr, cache_ptr, stride_b, stride_k,
     L: tl.constexpr, R: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_S: tl.constexpr,
     STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Take the tiles from `first` to before `last` into the running softmax."""
-    BLOCK_L: tl.constexpr = q_LH.shape[0]
-    BLOCK_R: tl.constexpr = q_RH.shape[0]
-    DOT: tl.constexpr = q_LH.dtype
-    if cache_ptr.dtype.element_ty == DOT and STAGES > 1:
+    BLOCK_L: tl.constexpr = q_HL.shape[1]
+    BLOCK_R: tl.constexpr = q_HR.shape[1]
+    DOT: tl.constexpr = q_HL.dtype
+    if STAGES > 1:
         # The compiler keeps tiles on their way to shared memory.
         for s in tl.range(first, last, BLOCK_S, num_stages=STAGES):
             row_S = cache_rows(s, last, blocks_ptr, stride_b, stride_k, BLOCK_SIZE, BLOCK_S)
             k_SL, k_SR = load_tile(s, last, row_S, cache_ptr, L, R, BLOCK_L, BLOCK_R)
-            acc_LH, max_H, sum_H = attend_tile(
-                s, reach_H, k_SL, k_SR, q_LH, q_RH, acc_LH, max_H, sum_H, factor, PRECISION
+            k_SL, k_SR = k_SL.to(DOT), k_SR.to(DOT)
+            acc_HL, max_H, sum_H = attend_tile(
+                s, reach_H, k_SL, k_SR, q_HL, q_HR, acc_HL, max_H, sum_H, factor, PRECISION
             )
     else:
-        # A tile passes through registers, as one that has to be converted must: load one ahead by
-        # hand, and look up its rows one further ahead.
+        # A tile passes through registers: load one ahead by hand, and look up its rows one further
+        # ahead.
         row_S = cache_rows(first, last, blocks_ptr, stride_b, stride_k, BLOCK_SIZE, BLOCK_S)
         k_SL, k_SR = load_tile(first, last, row_S, cache_ptr, L, R, BLOCK_L, BLOCK_R)
         k_SL, k_SR = k_SL.to(DOT), k_SR.to(DOT)
@@ -108,11 +108,11 @@ def attend_span(
             row_S = cache_rows(
                 ahead + BLOCK_S, last, blocks_ptr, stride_b, stride_k, BLOCK_SIZE, BLOCK_S
             )
-            acc_LH, max_H, sum_H = attend_tile(
-                s, reach_H, k_SL, k_SR, q_LH, q_RH, acc_LH, max_H, sum_H, factor, PRECISION
+            acc_HL, max_H, sum_H = attend_tile(
+                s, reach_H, k_SL, k_SR, q_HL, q_HR, acc_HL, max_H, sum_H, factor, PRECISION
             )
             k_SL, k_SR = new_SL.to(DOT), new_SR.to(DOT)
-    return acc_LH, max_H, sum_H
+    return acc_HL, max_H, sum_H
 
 
 @triton.jit
