@@ -59,7 +59,8 @@ def sources() -> set[str]:
         for name in ("README.md", "tuning.json")
         for p in (ROOT / "kernels" / "mlalab_kernels").glob(f"*/{name}")
     }
-    static = {p.relative_to(ROOT) for p in (ROOT / "mlalab/viz/static").glob("*") if p.is_file()}
+    folders = ("mlalab/viz/static", "mlalab/bench/recorded")
+    static = {p.relative_to(ROOT) for f in folders for p in (ROOT / f).glob("*") if p.is_file()}
     return {p.as_posix() for p in (*modules, *kernels, *beside, *static, Path("mlalab/py.typed"))}
 
 

@@ -110,4 +110,6 @@ def _rotate_block(
     mask_BD = (head_B < heads)[:, None] & there_D[None, :]
     x_BD = tl.load(at_BD, mask=mask_BD, other=0.0)
     new_BD = rotated(x_BD, cos_1H, sin_1H, B, D, IS_NEOX, IN_FP32=True, STAGED=False)
+    # In a small block several threads read one element; all must, before one writes it.
+    tl.debug_barrier()
     tl.store(at_BD, new_BD.to(x_BD.dtype), mask=mask_BD)
