@@ -126,7 +126,10 @@ def _get_bf16(self: Any, value: float) -> Any:
 
 
 def _patch_lang_core(lang: Any, scope: Any) -> None:
-    """Also teach the interpreter the FP8 type that it does not know."""
+    """Also teach the interpreter the FP8 type that it does not know, and numbers as loop bounds.
+
+    Triton 3.6 turns an array of one element into a number as numpy 2.4 no longer allows.
+    """
     _STOCK_PATCH(lang, scope)
     known = lang.dtype.to_ir
 
@@ -134,6 +137,7 @@ def _patch_lang_core(lang: Any, scope: Any) -> None:
         return builder.get_fp8e4b8_ty() if self.name == "fp8e4b8" else known(self, builder)
 
     scope.set_attr(lang.dtype, "to_ir", to_ir)
+    scope.set_attr(lang.tensor, "__index__", lambda self: int(self.handle.data.item()))
 
 
 def _check_tensor(self: Any, inputs: Any) -> None:
