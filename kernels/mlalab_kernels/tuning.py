@@ -10,30 +10,44 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 ENVIRONMENT = "MLALAB_TUNING"
+_CELL = ("arch", "dtype", "heads", "tokens")
 Row = Mapping[str, Any]
 
 
-def table_of(op: str) -> tuple[Row, ...]:
-    """Return the rows known for `op`, the user's own first."""
-    return _table(op, os.environ.get(ENVIRONMENT))
-
-
 @functools.cache
-def _table(op: str, user_file: str | None) -> tuple[Row, ...]:
-    files = [Path(__file__).parent / op / "tuning.json"]
-    if user_file:
-        files.insert(0, Path(user_file))
-    rows: list[Row] = []
-    for file in files:
-        if file.exists():
-            rows += json.loads(file.read_text()).get(op, {}).get("rows", [])
-    return tuple(rows)
+def table_of(op: str, fields: tuple[str, ...], user_file: str | None) -> tuple[Row, ...]:
+    """Return the rows known for `op`, the user's own first.
+
+    Args:
+        fields: what a row must hold beside the cell it was measured in.
+        user_file: what `MLALAB_TUNING` names, if anything.
+
+    Raises:
+        RuntimeError: the user's file cannot be read, is no table, or has an incomplete row.
+    """
+    own = Path(__file__).parent / op / "tuning.json"
+    rows = _read(own, op, fields) if own.exists() else []
+    return (*(_read(Path(user_file), op, fields) if user_file else []), *rows)
+
+
+def _read(file: Path, op: str, fields: tuple[str, ...]) -> list[Row]:
+    try:
+        rows = list(json.loads(file.read_text())[op]["rows"])
+        for row in rows:
+            missing = [name for name in (*_CELL, *fields) if name not in row]
+            if missing or min(row["heads"], row["tokens"]) < 1:
+                raise ValueError(f"a row lacks {', '.join(missing) or 'heads or tokens'}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RuntimeError(
+            f"{file} is no tuning table for {op} ({type(error).__name__}: {error}); write one "
+            f"with `python -m mlalab tune`, or unset {ENVIRONMENT}."
+        ) from error
+    return rows
 
 
 def nearest(rows: Iterable[Row], arch: str, dtype: str, heads: int, tokens: int) -> Row | None:

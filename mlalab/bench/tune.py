@@ -53,7 +53,7 @@ _DESCRIBED = (
 
 def candidates(tokens: int) -> Iterator[Any]:
     """Return the configurations worth trying for so many tokens."""
-    from mlalab_kernels.fused_absorb_qk_rope_concat_and_cache_mla.triton_kernel import Config
+    from mlalab_kernels.fused_absorb_qk_rope_concat_and_cache_mla.launch_config import Config
 
     if tokens <= 128:
         for block_t, block_l, run, warps, rows in _POINTED:
@@ -76,6 +76,9 @@ def tune(
 ) -> int:
     """Time every candidate in every cell on a GPU and write the best of each to `out`.
 
+    A row says on what device and when; the file's provenance is that of the latest run. Rows are
+    told apart by the query's format, not by the cache's.
+
     Rows of other cells that `out` already holds are kept; Ctrl-C keeps what was finished.
 
     Raises:
@@ -89,7 +92,7 @@ def tune(
     rows, facts = _read(out), machine(device) | {"how": _HOW}
     try:
         for spec in tqdm(specs, unit="cell", file=sys.stderr, disable=None):
-            row = best_of(spec, device)
+            row = best_of(spec, device) | {"device": facts["device"], "date": facts["date"]}
             rows = [old for old in rows if _cell(old) != _cell(row)] + [row]
             write_whole(out, as_text(facts, sorted(rows, key=_cell)))
             print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
@@ -108,6 +111,11 @@ def best_of(spec: CellSpec, device: torch.device) -> dict[str, Any]:
         l2 = torch.cuda.get_device_properties(device).L2_cache_size
         layers = make_layers(spec, layers_past(2 * l2, spec), device)
         times = {c: t for c in candidates(spec.tokens) if (t := _time(c, layers, spec))}
+    if not times:
+        raise ConfigError(
+            f"No configuration ran and agreed with the reference for {spec}; see what fails with "
+            f"`python -m mlalab bench decode-prep --check-only`."
+        )
     config = min(times, key=lambda c: times[c])
     return {
         **{"arch": arch_of(device), "dtype": str(layers[0].q_out.dtype).removeprefix("torch.")},

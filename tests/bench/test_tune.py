@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import types
 
 import pytest
 import torch
 
 from mlalab.bench import tune as tuning
+from mlalab.bench.cells import CellSpec
 from mlalab.bench.contenders import ABSORB_OP
 from mlalab.cli import main
-from mlalab_kernels.tuning import ENVIRONMENT, nearest, table_of
+from mlalab_kernels.tuning import nearest, table_of
 
 GPU = torch.device("cuda")
 
@@ -26,11 +29,12 @@ def played(monkeypatch):
         return cell | {"block_t": 16, "us": float(len(asked))}
 
     monkeypatch.setattr(tuning, "best_of", best_of)
-    monkeypatch.setattr(tuning, "machine", lambda device: {"device": "played"})
+    facts = {"device": "played", "date": "today"}
+    monkeypatch.setattr(tuning, "machine", lambda device: facts)
     return asked
 
 
-def test_rows_are_added_and_replaced(played, tmp_path, monkeypatch):
+def test_rows_are_added_and_replaced(played, tmp_path):
     file = tmp_path / "mine.json"
     cells = {"heads": [16], "formats": ["fp8/fp8"]}
     assert tuning.tune(GPU, file, tokens=[1, 8], **cells) == 0
@@ -38,8 +42,9 @@ def test_rows_are_added_and_replaced(played, tmp_path, monkeypatch):
     table = json.loads(file.read_text())[ABSORB_OP]
     assert [(r["tokens"], r["us"]) for r in table["rows"]] == [(1, 1.0), (4, 4.0), (8, 3.0)]
     assert table["provenance"]["device"] == "played"
-    monkeypatch.setenv(ENVIRONMENT, str(file))
-    assert nearest(table_of(ABSORB_OP), "sm_90", "fp8/fp8", 16, 5)["tokens"] == 4
+    assert {(r["device"], r["date"]) for r in table["rows"]} == {("played", "today")}
+    rows = table_of(ABSORB_OP, ("block_t",), str(file))
+    assert nearest(rows, "sm_90", "fp8/fp8", 16, 5)["tokens"] == 4
 
 
 def test_what_was_finished_survives_ctrl_c(played, tmp_path, monkeypatch, capsys):
@@ -78,3 +83,14 @@ def test_candidates_fit_their_tokens(tokens):
     assert len(found) == len(set(found)) > 8
     assert any(c.described for c in found) == (tokens >= 32)
     assert all(c.block_t <= max(64, tokens) for c in found)
+
+
+def test_a_cell_in_which_nothing_agrees_is_told_in_a_sentence(monkeypatch):
+    monkeypatch.setattr(tuning, "_time", lambda *_: None)
+    monkeypatch.setattr(tuning, "make_layers", lambda *_: [])
+    monkeypatch.setattr(tuning.torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(tuning.torch.cuda, "empty_cache", lambda: None)
+    properties = types.SimpleNamespace(L2_cache_size=1)
+    monkeypatch.setattr(tuning.torch.cuda, "get_device_properties", lambda _: properties)
+    with pytest.raises(tuning.ConfigError, match="No configuration ran and agreed"):
+        tuning.best_of(CellSpec(heads=16, tokens=8), GPU)

@@ -9,7 +9,10 @@ import torch
 
 from mlalab_kernels.mla_decode_attention import reference
 from mlalab_kernels.mla_decode_attention.launch_config import Config
-from mlalab_kernels.mla_decode_attention.triton_kernel import mla_decode_attention
+from mlalab_kernels.mla_decode_attention.triton_kernel import (
+    mla_decode_attention,
+    mla_decode_attention_of_batch,
+)
 from mlalab_kernels.numerics import quantize
 
 FP32, BF16, FP16, FP8 = torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn
@@ -213,3 +216,16 @@ def test_a_wrong_result_is_noticed(change, device):
     }
     with pytest.raises(AssertionError):
         batch.check(batch.run(**{change: wrong[change]}))
+
+
+def test_tokens_that_the_query_does_not_have_are_not_written(device):
+    """Lengths on the device cannot be checked by the host."""
+    batch = Batch(query_lens=(1, 1), seq_lens=(9, 20), device=device)
+    one, lens = batch.q[:1], torch.tensor([9, 20], dtype=torch.int32, device=device)
+    starts = torch.tensor([0, 1, 2], dtype=torch.int32, device=device)
+    scales = (batch.q_scale, batch.k_scale)
+    given = (batch.kv, batch.table, starts, lens, 1, 20, SCALE, batch.L, *scales)
+    for query in (batch.q, one):
+        out, lse = mla_decode_attention_of_batch(query, *given)
+        assert len(out) == len(lse) == len(query)
+        torch.testing.assert_close(out[0].cpu(), batch.expected()[0][0], rtol=2e-5, atol=2e-5)

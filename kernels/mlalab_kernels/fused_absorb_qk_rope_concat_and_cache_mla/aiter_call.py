@@ -42,6 +42,7 @@ def fused_absorb_qk_rope_concat_and_cache_mla(
         raise RuntimeError(
             "AITER's fused kernel always rotates: a model without RoPE needs the Triton kernel."
         )
+    k_pe_TR = k_pe_TR.flatten(1)
     cache, slots = kv_cache_SC, slot_mapping
     if cache is None or slots is None:
         # One row that no slot names.

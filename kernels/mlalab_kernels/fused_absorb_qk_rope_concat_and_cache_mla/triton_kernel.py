@@ -7,17 +7,21 @@ write rows of the cache. Nothing passes between them, so they run in any order.
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from mlalab_kernels.fused_absorb_qk_rope_concat_and_cache_mla.launch_config import (
+    OP,
+    Config,
+    config_for,
+    fitted,
+)
 from mlalab_kernels.fused_absorb_qk_rope_concat_and_cache_mla.triton_programs import (
     absorb_described,
     absorb_pointed,
@@ -26,36 +30,9 @@ from mlalab_kernels.fused_absorb_qk_rope_concat_and_cache_mla.triton_programs im
 )
 from mlalab_kernels.fused_qk_rope_concat_and_cache_mla.reference import check_dtypes
 from mlalab_kernels.launch import arch_of, clamp_of, launch
-from mlalab_kernels.tuning import nearest, table_of
+from mlalab_kernels.triton_rows import unit_stride
 
-OP = "fused_absorb_qk_rope_concat_and_cache_mla"
 _CACHE_ROWS = 4
-_COPY_ENGINE = ("sm_90", "sm_100", "sm_103", "sm_120")
-"""Architectures with tensor descriptors in hardware and launches that overlap."""
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """How one launch is cut up; sizes are powers of two.
-
-    Args:
-        block_t, block_l: tokens and latent columns of a product's tile.
-        tiles: token tiles that one program multiplies by the tile of W_UK it holds.
-        stages: token tiles in flight.
-        warps: of every program.
-        rows: query rows that one program rotates.
-        described: move tiles by tensor descriptors (NVIDIA's copy engine) instead of pointers.
-        overlap: begin before the kernel launched before has ended, and fetch W_UK meanwhile.
-    """
-
-    block_t: int = 16
-    block_l: int = 128
-    tiles: int = 1
-    stages: int = 1
-    warps: int = 4
-    rows: int = 16
-    described: bool = False
-    overlap: bool = False
 
 
 @triton.jit(do_not_specialize=["T", "N", "M", "num_mapped", "num_slots", "products", "rotations"])
@@ -139,80 +116,65 @@ def fused_absorb_qk_rope_concat_and_cache_mla(
 
     Args:
         config: how to cut the work up; the measured table decides where it is None.
+
+    Raises:
+        RuntimeError: types as the reference refuses them, a layout that cannot be written, or a
+            tuning table of the user's that cannot be used.
     """
+    _check(kv_cache_SC, q_out_TNC, q_pe_out, k_pe_out)
+    if q_nope_TNP.size(0) == 0:
+        return
     cache, slots = kv_cache_SC, slot_mapping
     if cache is None or slots is None:
         cache, slots = q_out_TNC.new_empty(0, q_out_TNC.size(-1)), positions_T[:0]
-    check_dtypes(cache.dtype, q_out_TNC.dtype)
     tensors = [q_nope_TNP, q_pe_TNR, w_uk_NPL, kv_c_TL, k_pe_TR.flatten(0, -2)]
-    q_nope, q_pe, w_uk, kv_c, k_pe = (_rows(x) for x in tensors)
+    q_nope, q_pe, w_uk, kv_c, k_pe = (unit_stride(x) for x in tensors)
     T, N, P = q_nope.shape
     L, R = w_uk.size(-1), q_pe.size(-1)
     if config is None:
         config = config_for(arch_of(q_nope.device), N, T, q_out_TNC.dtype)
-    c = _fitted(config, L, (q_nope, w_uk, q_out_TNC))
+    # A copy of W_UK is written just before the launch, which then must not run ahead.
+    config = replace(config, overlap=config.overlap and w_uk is w_uk_NPL)
+    c = fitted(config, L, (q_nope, w_uk, q_out_TNC))
     heads = min(triton.next_power_of_2(N), c.rows)
     tokens = c.rows // heads
     runs = triton.cdiv(triton.cdiv(T, c.block_t), c.tiles)
     products = runs * N * triton.cdiv(L, c.block_l)
     rotations = triton.cdiv(T, tokens) * triton.cdiv(N, heads)
-    table = None if cos_sin_cache_MR is None else _rows(cos_sin_cache_MR)
+    table = None if cos_sin_cache_MR is None else unit_stride(cos_sin_cache_MR)
     launch(
         _kernel,
         (products + rotations + triton.cdiv(T, _CACHE_ROWS),),
         *_descriptors(c, q_nope, w_uk, q_out_TNC),
-        *(q_nope, q_pe, w_uk, kv_c, k_pe, cache, q_out_TNC, q_pe_out, k_pe_out, slots),
-        *(k_scale, q_scale, positions_T, table),
+        *(q_nope, q_pe, w_uk, kv_c, k_pe, cache, q_out_TNC, q_pe_out, k_pe_out),
+        *(unit_stride(slots), k_scale, q_scale, unit_stride(positions_T), table),
         *(T, N, 0 if table is None else table.size(0), min(slots.size(0), T), cache.size(0)),
         *(products, rotations, *q_nope.stride()[:2], *q_pe.stride()[:2], *w_uk.stride()[:2]),
         *(kv_c.stride(0), k_pe.stride(0), cache.stride(0), *q_out_TNC.stride()[:2]),
         *(0 if table is None else table.stride(0),),
         *(P, L, R // 2, triton.next_power_of_2(R)),
         *(max(16, triton.next_power_of_2(P)), c.block_t, c.block_l, triton.next_power_of_2(L)),
-        *(c.tiles, c.stages, tokens, heads, _CACHE_ROWS, c.described, is_neox, rope_in_fp32),
-        *(staged, clamp_of(q_out_TNC), clamp_of(cache), c.overlap),
+        *(c.tiles, c.stages, tokens, heads, _CACHE_ROWS, c.described, is_neox),
+        *(rope_in_fp32 or not staged, staged, clamp_of(q_out_TNC), clamp_of(cache), c.overlap),
         num_warps=c.warps,
         enable_fp_fusion=False,
         **({"launch_pdl": True} if c.overlap else {}),
     )
 
 
-@functools.lru_cache(maxsize=4096)
-def config_for(arch: str, num_heads: int, num_tokens: int, dtype: torch.dtype) -> Config:
-    """Return the measured configuration nearest to this call, or a plain one that runs anywhere."""
-    name = str(dtype).removeprefix("torch.")
-    row = nearest(table_of(OP), arch, name, num_heads, num_tokens)
-    if row is None:
-        return Config(block_t=min(64, max(16, triton.next_power_of_2(num_tokens))))
-    return Config(**{f.name: row[f.name] for f in fields(Config)})
-
-
-def _fitted(config: Config, latent: int, tensors: tuple[Tensor, ...]) -> Config:
-    """Return `config` without what these tensors or this device cannot do."""
-    hopper = arch_of(tensors[0].device) in _COPY_ENGINE
-    if config.described and not (hopper and _describable(config, latent, *tensors)):
-        config = replace(config, described=False, stages=min(config.stages, 2))
-    # fp32 tiles are twice as large, and fp32 products take no matrix unit.
-    largest = 32 if tensors[0].element_size() == 4 else 256
-    block_l = min(config.block_l, max(16, triton.next_power_of_2(latent)), largest)
-    block_t = min(config.block_t, largest)
-    return replace(config, block_l=block_l, block_t=block_t, overlap=config.overlap and hopper)
-
-
-def _describable(config: Config, latent: int, *tensors: Tensor) -> bool:
-    """Whether the copy engine takes these tensors: whole tiles, everything 16-byte aligned."""
-    nope = tensors[0].size(-1)
-    aligned = all(
-        x.data_ptr() % 16 == 0 and all(n * x.element_size() % 16 == 0 for n in x.stride()[:-1])
-        for x in tensors
-    )
-    whole = nope in (16, 32, 64, 128, 256) and latent % config.block_l == 0
-    return aligned and whole and tensors[0].element_size() == 2
-
-
-def _rows(x: Tensor) -> Tensor:
-    """Return `x`, or a copy where its last dimension is not contiguous."""
-    return x if x.stride(-1) == 1 or x.size(-1) <= 1 else x.contiguous()
+def _check(cache: Tensor | None, q_out: Tensor, *rotated: Tensor | None) -> None:
+    check_dtypes(q_out.dtype if cache is None else cache.dtype, q_out.dtype)
+    if cache is not None and (cache.dim() != 2 or cache.stride(-1) != 1):
+        raise RuntimeError(
+            f"{OP}: the kv cache must be [slots, L + R], contiguous in its last dimension, got "
+            f"{list(cache.shape)} with strides {list(cache.stride())}; flatten its blocks."
+        )
+    outs = [x for x in rotated if x is not None]
+    if q_out.stride(-1) != 1 or not all(x.is_contiguous() for x in outs):
+        raise RuntimeError(
+            f"{OP}: q_out must be contiguous in its last dimension, q_pe_out and k_pe_out in all; "
+            f"pass new tensors and copy from them."
+        )
 
 
 def _descriptors(config: Config, q_nope: Tensor, w_uk: Tensor, out: Tensor) -> tuple[Any, ...]:

@@ -60,8 +60,9 @@ def absorb_pointed(
 
     The latent is the product's long side, so that few tokens fill the matrix units.
     """
+    head = head.to(tl.int64)
     p_P, l_L = tl.arange(0, BLOCK_P), l_first + tl.arange(0, BLOCK_L)
-    w_at_LP = w_ptr + head.to(tl.int64) * w_stride_n + p_P[None, :] * w_stride_p + l_L[:, None]
+    w_at_LP = w_ptr + head * w_stride_n + p_P[None, :] * w_stride_p + l_L[:, None]
     if BLOCK_P == P and L % BLOCK_L == 0:
         w_LP = tl.load(w_at_LP)
     else:
@@ -100,7 +101,8 @@ def rotate_queries(
     B: tl.constexpr = TOKENS * HEADS
     first_t, first_n = (program // groups) * TOKENS, (program % groups) * HEADS
     r_B = tl.arange(0, B)
-    t_B, n_B = (first_t + r_B // HEADS).to(tl.int64), first_n + r_B % HEADS
+    t_B = (first_t + r_B // HEADS).to(tl.int64)
+    n_B = (first_n + r_B % HEADS).to(tl.int64)
     d_D, inside_D = pair_columns(D, HALF, IS_NEOX)
     mask_BD = ((t_B < T) & (n_B < N))[:, None] & inside_D[None, :]
     x_BD = tl.load(

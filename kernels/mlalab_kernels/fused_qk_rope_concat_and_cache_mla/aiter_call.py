@@ -60,7 +60,8 @@ def fused_qk_rope_concat_and_cache_mla(
     slots_T = torch.nn.functional.pad(slot_mapping.to(torch.int64), (0, missing), value=-1)
     kernel(
         *inputs,
-        *(rows_S1C, q_out, slots_T, k_scale.view(1), q_scale.view(1), positions.to(torch.int64)),
+        *(rows_S1C, q_out, slots_T, k_scale.view(1), q_scale.view(1)),
+        positions.to(torch.int64).contiguous(),
         *(x.to(q_pe.dtype).contiguous() for x in (cos_cache, sin_cache)),
         *(is_neox, is_nope_first),
         compute_all_q_rope=True,

@@ -33,7 +33,8 @@ def fused_qk_rope_concat_and_cache_mla(
     quantised.
 
     Args:
-        q_nope: `[T, N, L]`, absorbed; q_pe: `[T, N, R]`; kv_c: `[T, L]`; k_pe: `[T, R]`.
+        q_nope: `[T, N, L]`, absorbed; q_pe: `[T, N, R]`; kv_c: `[T, L]`; k_pe: `[T, R]` or
+            `[T, 1, R]`.
         kv_cache: `[..., L + R]`, contiguous, float or FP8; written.
         q_out: `[T, N, L + R]`; written.
         slot_mapping: `[S]` int64, S <= T; a negative slot is skipped.
@@ -50,7 +51,7 @@ def fused_qk_rope_concat_and_cache_mla(
     rows = positions.clamp(0, cos_cache.size(0) - 1)
     cos_TH, sin_TH = cos_cache[rows], sin_cache[rows]
     query = (q_nope, rotate(q_pe, cos_TH, sin_TH, is_neox, rope_in_fp32))
-    k_rot = rotate(k_pe.unsqueeze(1), cos_TH, sin_TH, is_neox, rope_in_fp32).squeeze(1)
+    k_rot = rotate(k_pe.flatten(1).unsqueeze(1), cos_TH, sin_TH, is_neox, rope_in_fp32).squeeze(1)
     key = (kv_c, k_rot)
     if not is_nope_first:
         query, key = query[::-1], key[::-1]

@@ -27,7 +27,7 @@ def fused_rope_unified_mla_kv_cache_update(
     Args:
         positions_T: `[T]` int64.
         q_pe_TNR: `[T, N, R]`, any strides; written.
-        k_pe_TR: `[T, R]`, any strides; written.
+        k_pe_TR: `[T, R]` or `[T, 1, R]`, any strides; written.
         kv_c_TL: `[T, L]` normalised latent.
         cos_sin_cache_MR: `[M, R]`, cos half then sin half.
         kv_cache_SC: `[slots, L + R]`, float or FP8; written.
@@ -37,6 +37,7 @@ def fused_rope_unified_mla_kv_cache_update(
     """
     cos_TH, sin_TH = gather_cos_sin(cos_sin_cache_MR, positions_T)
     q_pe_TNR.copy_(rotate(q_pe_TNR, cos_TH, sin_TH, is_neox, rope_in_fp32))
+    k_pe_TR = k_pe_TR.flatten(1)
     k_pe_T1R = k_pe_TR.unsqueeze(1)
     k_pe_T1R.copy_(rotate(k_pe_T1R, cos_TH, sin_TH, is_neox, rope_in_fp32))
     if slot_mapping is not None and kv_cache_SC is not None:

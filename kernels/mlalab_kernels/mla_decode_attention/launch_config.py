@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import triton.language as tl
+from torch import Tensor
 
+from mlalab_kernels.launch import arch_of
 from mlalab_kernels.numerics import FP8_DTYPES
 
 MOST_SPLITS = 128
@@ -76,3 +79,17 @@ def processors_of(device: torch.device) -> int:
     if device.type == "cpu":
         return 4
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+DOT_TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
+
+
+def arithmetic_of(q_TNC: Tensor, kv_cache_BKC: Tensor) -> tuple[tl.dtype, str]:
+    """Return the type of the products' factors and how exact a product of fp32 is.
+
+    fp16 holds every FP8 value, and the hardware converts FP8 to nothing else at once.
+    """
+    kept = {x.dtype for x in (q_TNC, kv_cache_BKC)} - set(FP8_DTYPES)
+    dtype = DOT_TYPES[kept.pop()] if len(kept) == 1 else tl.float32 if kept else tl.float16
+    split_in_three = arch_of(q_TNC.device).startswith("sm_")
+    return dtype, "tf32x3" if split_in_three else "ieee"

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from mlalab_kernels.launch import arch_of, launch
 from mlalab_kernels.mla_decode_attention.launch_config import (
+    DOT_TYPES,
     Config,
+    arithmetic_of,
     config_for,
     processors_of,
     splits_for,
@@ -28,14 +30,12 @@ from mlalab_kernels.mla_decode_attention.triton_programs import (
 )
 from mlalab_kernels.numerics import FP8_DTYPES
 
-_DOT = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
-
 
 @triton.jit(do_not_specialize=["T", "requests", "table_stride"])
 def _attend(
     q_ptr, cache_ptr, table_ptr, starts_ptr, lens_ptr, q_scale_ptr, k_scale_ptr,
     out_ptr, lse_ptr, part_ptr, part_lse_ptr, softmax_scale, T, requests,
-    q_stride_t, q_stride_n, cache_stride_b, cache_stride_k, table_stride,
+    q_stride_t, q_stride_n, cache_stride_b, cache_stride_k, table_stride, table_width,
     N: tl.constexpr, L: tl.constexpr, R: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     BLOCK_L: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_S: tl.constexpr,
     STAGES: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
@@ -43,13 +43,14 @@ def _attend(
     split, request = tl.program_id(1), tl.program_id(2)
     start, end = tl.load(starts_ptr + request), tl.load(starts_ptr + request + 1)
     used, length = tl.load(starts_ptr + requests), tl.load(lens_ptr + request)
+    length = tl.minimum(length, table_width * BLOCK_SIZE)
     clear_rows(out_ptr, lse_ptr, used * N, T * N, L, BLOCK_L)
     first_row = tl.program_id(0) * BLOCK_H
     if first_row < (end - start) * N:
         r_H = first_row + tl.arange(0, BLOCK_H)
-        there_H = r_H < (end - start) * N
         token_H = (start + r_H // N).to(tl.int64)
-        at_H = token_H * q_stride_t + (r_H % N) * q_stride_n
+        there_H = (r_H < (end - start) * N) & (token_H < T)
+        at_H = token_H * q_stride_t + (r_H % N).to(tl.int64) * q_stride_n
         q_HL = load_columns(q_ptr, at_H, there_H, L, BLOCK_L).to(DOT)
         q_HR = load_columns(q_ptr + L, at_H, there_H, R, BLOCK_R).to(DOT)
         factor = softmax_scale
@@ -206,9 +207,9 @@ def mla_decode_attention_of_batch(
         (blocks, splits, requests),
         *(q, kv_cache_BKC, table, query_start_locs, seq_lens, q_scale, k_scale),
         *(out_TNL, lse_TN, *parts, softmax_scale, T, requests),
-        *(*q.stride()[:2], *kv_cache_BKC.stride()[:2], table.stride(0)),
+        *(*q.stride()[:2], *kv_cache_BKC.stride()[:2], table.stride(0), table.size(1)),
         *(N, L, C - L, kv_cache_BKC.size(1), block_l, max(16, triton.next_power_of_2(C - L))),
-        *(block_h, c.block_s, c.stages, *_arithmetic(q, kv_cache_BKC)),
+        *(block_h, c.block_s, c.stages, *arithmetic_of(q, kv_cache_BKC)),
         num_warps=c.warps,
     )
     if splits > 1:
@@ -228,19 +229,13 @@ def _check(q_TNC: Tensor, kv_cache_BKC: Tensor) -> None:
                 f"mla_decode_attention: {name} is {x.dtype}; pass what its bytes stand for, "
                 f"e.g. {name}.view(torch.float8_e4m3fn)."
             )
+        if x.dtype not in (*DOT_TYPES, *FP8_DTYPES):
+            raise RuntimeError(
+                f"mla_decode_attention: {name} is {x.dtype}; convert it to bfloat16, float16, "
+                f"float32 or the device's FP8 type."
+            )
     if kv_cache_BKC.stride(-1) != 1:
         raise RuntimeError(
             "mla_decode_attention: kv_cache_BKC must be contiguous in its last dimension, got "
             f"strides {tuple(kv_cache_BKC.stride())}."
         )
-
-
-def _arithmetic(q_TNC: Tensor, kv_cache_BKC: Tensor) -> tuple[tl.dtype, str]:
-    """Return the type of the products' factors and how exact a product of fp32 is.
-
-    fp16 holds every FP8 value, and the hardware converts FP8 to nothing else at once.
-    """
-    kept = {x.dtype for x in (q_TNC, kv_cache_BKC)} - set(FP8_DTYPES)
-    dtype = _DOT[kept.pop()] if len(kept) == 1 else tl.float32 if kept else tl.float16
-    split_in_three = arch_of(q_TNC.device).startswith("sm_")
-    return dtype, "tf32x3" if split_in_three else "ieee"
