@@ -7,8 +7,8 @@ from unittest import mock
 import pytest
 import torch
 
+from mlalab_kernels import triton_rows
 from mlalab_kernels.launch import recording
-from mlalab_kernels.rotary_embedding import triton_kernel
 from mlalab_kernels.rotary_embedding.reference import rotary_embedding as reference
 from mlalab_kernels.rotary_embedding.triton_kernel import rotary_embedding
 
@@ -134,11 +134,11 @@ def test_a_store_beside_the_heads_is_noticed():
         columns, _ = pair_columns(D, HALF, IS_NEOX)
         return columns, columns < 2 * HALF + 2
 
-    pair_columns = triton_kernel.pair_columns.fn
+    pair_columns = triton_rows.pair_columns.fn
     arguments = torch.randint(M, (3,)), guarded(3, 2, 6, F32), None, 6, table_of(6), False
     assert_same(*arguments)
     with (
-        mock.patch.object(triton_kernel, "pair_columns", all_columns),
+        mock.patch.object(triton_rows, "pair_columns", all_columns),
         pytest.raises(AssertionError),
     ):
         assert_same(*arguments)

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mlalab_kernels.launch import launch
-from mlalab_kernels.triton_math import cos_sin_of, pair_columns, rotated
+from mlalab_kernels.triton_rows import heads_of, heads_per_program, rotate_rows
 
 
 def rotary_embedding(
@@ -33,8 +33,7 @@ def rotary_embedding(
     k_TNH = q_TNH[:, :0] if key is None else _heads_of(key, head_size)
     q_heads, k_heads = q_TNH.size(1), k_TNH.size(1)
     padded = triton.next_power_of_2(rotary_dim)
-    # A thousand elements: eight for each thread of four warps, 16 bytes of bf16.
-    block = min(triton.next_power_of_2(max(q_heads, k_heads, 1)), max(1, 1024 // padded))
+    block = heads_per_program(max(q_heads, k_heads), padded)
     q_blocks = triton.cdiv(q_heads, block)
     positions_T, table_MR = positions_T.contiguous(), cos_sin_cache_MR.contiguous()
     launch(
@@ -42,8 +41,8 @@ def rotary_embedding(
         (tokens, q_blocks + triton.cdiv(k_heads, block)),
         *(q_TNH, k_TNH, positions_T, table_MR),
         *(*q_TNH.stride(), *k_TNH.stride(), table_MR.stride(0)),
-        *(num_rows, q_heads, k_heads, q_blocks, rotary_dim // 2),
-        *(block, padded, is_neox),
+        *(num_rows, q_heads, k_heads, q_blocks),
+        *(rotary_dim // 2, block, padded, is_neox),
         enable_fp_fusion=False,
     )
 
@@ -69,7 +68,7 @@ def _rotate_heads(
     q_heads,
     k_heads,
     q_blocks,
-    HALF,
+    HALF: tl.constexpr,
     B: tl.constexpr,
     D: tl.constexpr,
     IS_NEOX: tl.constexpr,
@@ -77,39 +76,17 @@ def _rotate_heads(
     """Rotate B heads of one token: the query's come first in the grid, then the key's."""
     token = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
-    token_1 = token + tl.zeros((1,), tl.int64)
-    cos_1H, sin_1H = cos_sin_of(
-        table_ptr, positions_ptr, token_1, token_1 >= 0, num_rows, stride_m, HALF, D // 2
-    )
+    # Each branch knows its own stride: a unit stride makes wide loads.
     if block < q_blocks:
-        ptr = q_ptr + token * q_stride_t
-        _rotate_block(ptr, block, q_heads, q_stride_n, q_stride_d, cos_1H, sin_1H, HALF, B, IS_NEOX)
+        row_B, inside_B = heads_of(q_ptr, token, block, q_heads, q_stride_t, q_stride_n, B)
+        rotate_rows(
+            row_B, q_stride_d, inside_B, token, positions_ptr, table_ptr, table_ptr + HALF,
+            stride_m, stride_m, num_rows, HALF, D, IS_NEOX, IN_FP32=True, IN_PLACE=True,
+        )  # fmt: skip
     else:
-        ptr = k_ptr + token * k_stride_t
         block -= q_blocks
-        _rotate_block(ptr, block, k_heads, k_stride_n, k_stride_d, cos_1H, sin_1H, HALF, B, IS_NEOX)
-
-
-@triton.jit
-def _rotate_block(
-    ptr,
-    block,
-    heads,
-    stride_n,
-    stride_d,
-    cos_1H,
-    sin_1H,
-    HALF,
-    B: tl.constexpr,
-    IS_NEOX: tl.constexpr,
-):
-    D: tl.constexpr = 2 * cos_1H.shape[1]
-    head_B = block * B + tl.arange(0, B)
-    column_D, there_D = pair_columns(D, HALF, IS_NEOX)
-    at_BD = ptr + head_B[:, None].to(tl.int64) * stride_n + column_D[None, :] * stride_d
-    mask_BD = (head_B < heads)[:, None] & there_D[None, :]
-    x_BD = tl.load(at_BD, mask=mask_BD, other=0.0)
-    new_BD = rotated(x_BD, cos_1H, sin_1H, B, D, IS_NEOX, IN_FP32=True, STAGED=False)
-    # In a small block several threads read one element; all must, before one writes it.
-    tl.debug_barrier()
-    tl.store(at_BD, new_BD.to(x_BD.dtype), mask=mask_BD)
+        row_B, inside_B = heads_of(k_ptr, token, block, k_heads, k_stride_t, k_stride_n, B)
+        rotate_rows(
+            row_B, k_stride_d, inside_B, token, positions_ptr, table_ptr, table_ptr + HALF,
+            stride_m, stride_m, num_rows, HALF, D, IS_NEOX, IN_FP32=True, IN_PLACE=True,
+        )  # fmt: skip
