@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from mlalab.errors import ConfigError
+from mlalab_kernels.launch import arch_of_gpu
 
 _FNUZ_ARCH_PREFIX = "gfx94"
 
@@ -39,12 +40,7 @@ def device_named(name: str | None) -> torch.device:
 def arch(device: torch.device | str | None = None) -> str:
     """Return the architecture name: `gfx942`, `sm_90`, or the processor's for a CPU."""
     device = torch.device(device) if device is not None else default_device()
-    if device.type != "cuda":
-        return platform.machine()
-    properties = torch.cuda.get_device_properties(device)
-    if torch.version.hip:
-        return str(properties.gcnArchName).split(":")[0]
-    return f"sm_{properties.major}{properties.minor}"
+    return arch_of_gpu(device) if device.type == "cuda" else platform.machine()
 
 
 def fp8_dtype(device: torch.device | str | None = None) -> torch.dtype:

@@ -76,17 +76,18 @@ def arch_of(device: torch.device) -> str:
     """Return `sm_90`, `gfx942`, ..., or `cpu`; inside `recording`, what is recorded for."""
     if recorder := _RECORDER.get():
         return recorder.arch
-    return _arch_of(device)
+    return "cpu" if device.type == "cpu" else _arch_of_gpu(device)
 
 
-@functools.cache
-def _arch_of(device: torch.device) -> str:
-    if device.type == "cpu":
-        return "cpu"
+def arch_of_gpu(device: torch.device) -> str:
+    """Return what the driver calls a GPU's architecture: `sm_90`, `gfx942`."""
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip:
         return str(properties.gcnArchName).split(":")[0]
     return f"sm_{properties.major}{properties.minor}"
+
+
+_arch_of_gpu = functools.cache(arch_of_gpu)
 
 
 def clamp_of(out: Tensor) -> float:
