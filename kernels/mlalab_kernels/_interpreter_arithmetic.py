@@ -34,7 +34,7 @@ _COMPARISONS = {
 _BITWISE = {np.bitwise_and, np.bitwise_or, np.bitwise_xor, np.left_shift, np.right_shift}
 
 
-def _convert(bits: np.ndarray, source: Any, target: Any, rounding: Any) -> np.ndarray:
+def _convert(bits: np.ndarray, source: Any, target: Any) -> np.ndarray:
     """Return the bits of `target` nearest to values given as bits of `source`.
 
     A conversion to FP8 saturates and keeps NaN, as the hardware's does.
@@ -57,7 +57,7 @@ def _convert_float(bits: np.ndarray, source: Any, target: Any, rounding: Any) ->
     towards_zero = narrows and rounding == interpreter._ir.ROUNDING_MODE.RTZ
     if towards_zero or source not in _TORCH or target not in _TORCH:
         return _STOCK_CONVERT(bits, source, target, rounding)
-    return _convert(bits, source, target, rounding)
+    return _convert(bits, source, target)
 
 
 def _is_bf16(handle: Any) -> bool:
@@ -68,12 +68,12 @@ def _wide(handle: Any) -> np.ndarray:
     """The values in fp32 where they are bf16 or FP8, whose bits numpy cannot compute with."""
     scalar = handle.dtype.scalar
     if scalar == tl.bfloat16 or scalar in _FP8:
-        return _convert(handle.data, scalar, tl.float32, None).view(np.float32)
+        return _convert(handle.data, scalar, tl.float32).view(np.float32)
     return handle.data
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:
-    return _convert(np.asarray(values, dtype=np.float32), tl.float32, tl.bfloat16, None)
+    return _convert(np.asarray(values, dtype=np.float32), tl.float32, tl.bfloat16)
 
 
 def _binary_op(self: Any, left: Any, right: Any, op: Any) -> Any:
@@ -118,7 +118,7 @@ def _cast_impl(self: Any, value: Any, dtype: Any) -> Any:
         return _STOCK_CAST(self, value, dtype)
     if source not in _TORCH:
         source, data = tl.float32, data.astype(np.float32)
-    return TensorHandle(_convert(data, source, target, None), target)
+    return TensorHandle(_convert(data, source, target), target)
 
 
 def _get_bf16(self: Any, value: float) -> Any:

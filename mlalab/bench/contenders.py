@@ -1,4 +1,4 @@
-"""The four ways to prepare the decode query and write the cache, on one layer's tensors."""
+"""The ways to prepare the decode query and write the cache, on one layer's tensors."""
 
 from __future__ import annotations
 

@@ -65,14 +65,14 @@ def _chosen(
 
 def fitted(config: Config, latent: int, tensors: tuple[Tensor, ...]) -> Config:
     """Return `config` without what these tensors or this device cannot do."""
-    hopper = arch_of(tensors[0].device) in COPY_ENGINE
-    if config.described and not (hopper and _describable(config, latent, *tensors)):
+    able = arch_of(tensors[0].device) in COPY_ENGINE
+    if config.described and not (able and _describable(config, latent, *tensors)):
         config = replace(config, described=False, stages=min(config.stages, 2))
     # fp32 tiles are twice as large, and fp32 products take no matrix unit.
     largest = 32 if tensors[0].element_size() == 4 else 256
     block_l = min(config.block_l, max(16, triton.next_power_of_2(latent)), largest)
     block_t = min(config.block_t, largest)
-    return replace(config, block_l=block_l, block_t=block_t, overlap=config.overlap and hopper)
+    return replace(config, block_l=block_l, block_t=block_t, overlap=config.overlap and able)
 
 
 def _describable(config: Config, latent: int, *tensors: Tensor) -> bool:
