@@ -66,7 +66,7 @@ notebooks: $(READY)  ## run every notebook and compare its outputs
 
 notebooks-update: $(READY)  ## run every notebook again and keep its outputs, normalised
 	@echo "[notebooks] running and saving"
-	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace notebooks/*.ipynb
+	@MLALAB_LIVE=0 $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace notebooks/*.ipynb
 	@$(BIN)/python -m mlalab clean notebooks/*.ipynb
 
 clean-notebooks: $(READY)  ## normalise the notebooks for committing

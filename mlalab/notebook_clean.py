@@ -103,11 +103,9 @@ def _clean_outputs(outputs: list[Cell], execution_count: int | None) -> list[Cel
             if kept and kept[-1].get("name") == output["name"]:
                 text = "".join(kept.pop()["text"]) + text
             output["text"] = text.splitlines(keepends=True)
-        if "data" in output:
-            for part in ("data", "metadata"):
-                output[part] = {k: v for k, v in output[part].items() if k != WIDGET_MIME}
-            if not output["data"]:
-                continue
+        if WIDGET_MIME in output.get("data", {}):
+            # Its picture stands in the output before it; a widget without a kernel is an error.
+            continue
         if "execution_count" in output:
             output["execution_count"] = execution_count
         kept.append(output)

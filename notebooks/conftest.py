@@ -5,7 +5,12 @@ it hold source line numbers, so comparing them would turn every edit of a source
 notebook; `tests/test_notebooks.py` looks after them instead.
 """
 
+import os
+
 import pytest
+
+# Widgets differ from run to run, and nobody looks: kernels inherit this.
+os.environ["MLALAB_LIVE"] = "0"
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:

@@ -3,11 +3,15 @@
 A picture goes out as `<img>` with its text alternative, the one form that JupyterLab still draws
 in a notebook that was cloned and never run: inline SVG, styles and scripts are dropped there.
 The plain text beside it is deterministic and carries the notebook tests.
+
+What can be handled live has a widget as well. It goes out as an output of its own: JupyterLab
+shows an error in place of a widget whose kernel is gone, and hides a picture in the same output.
 """
 
 from __future__ import annotations
 
 import base64
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -119,14 +123,35 @@ def figure_html(svg: str, alt: str, caption: str) -> str:
     )
 
 
+class Live(Protocol):
+    """What has a picture and, in a running notebook, a widget."""
+
+    def figure(self) -> Figure:
+        """The static form."""
+
+    def widget(self) -> Any:
+        """The live form; a call loads ipywidgets."""
+
+
+def is_live() -> bool:
+    """Whether widgets are shown: in a notebook's kernel, unless `MLALAB_LIVE=0` is set."""
+    return "ipykernel" in sys.modules and os.environ.get("MLALAB_LIVE", "1") != "0"
+
+
 def show(obj: object) -> None:
-    """Display `obj` in the running notebook, or print its text where there is none."""
+    """Display `obj` in the running notebook, or print its text where there is none.
+
+    What has a picture (`figure()`) is shown as that; its widget (`widget()`), if any, follows where
+    `is_live`.
+    """
     # Without a running IPython nothing of it is imported: a terminal does not pay for it.
     if "IPython" in sys.modules:
         from IPython.core.getipython import get_ipython
         from IPython.display import display
 
         if get_ipython() is not None:
-            display(obj)
+            display(obj.figure() if hasattr(obj, "figure") else obj)
+            if is_live() and hasattr(obj, "widget"):
+                display(obj.widget())
             return
     print(obj)
