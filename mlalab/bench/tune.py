@@ -45,10 +45,13 @@ _DESCRIBED = (
         (64, 64, 8, 2, 4),
         (64, 64, 8, 3, 4),
     ),
-    *((64, 128, 1, 1, 4), (64, 128, 2, 3, 4), (64, 128, 4, 3, 4), (64, 128, 8, 3, 4)),
+    *((64, 64, 1, 1, 4), (64, 128, 1, 1, 4), (64, 128, 2, 2, 4), (64, 128, 2, 3, 4)),
+    *((64, 128, 4, 3, 4), (64, 128, 8, 3, 4), (64, 256, 8, 2, 8)),
     *((64, 256, 4, 3, 8), (64, 256, 8, 3, 8), (64, 256, 16, 3, 8)),
     *((128, 64, 2, 2, 8), (128, 64, 4, 3, 8), (128, 128, 4, 3, 8), (128, 128, 8, 3, 8)),
 )
+
+_ROTATIONS = ((64, False), (128, False), (256, False), (64, True), (128, True))
 
 
 def candidates(tokens: int) -> Iterator[Any]:
@@ -62,8 +65,9 @@ def candidates(tokens: int) -> Iterator[Any]:
                 yield Config(block_t, block_l, *run, warps, rows, overlap=True)
     if tokens >= 32:
         fitting = [sizes for sizes in _DESCRIBED if sizes[0] <= max(64, tokens)]
-        for sizes, rows in itertools.product(fitting, (64, 128, 256)):
-            yield Config(*sizes, rows=rows, described=True, overlap=True)
+        for sizes, (rows, first) in itertools.product(fitting, _ROTATIONS):
+            more = {"overlap": True, "rotations_first": first}
+            yield Config(*sizes, rows=rows, described=True, **more)
 
 
 def tune(

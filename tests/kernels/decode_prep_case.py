@@ -112,7 +112,13 @@ def same(a: Tensor, b: Tensor) -> Tensor:
 
 
 def absorbed_unlike(got: Tensor, wanted: Tensor, latent: int) -> float:
-    """The share of absorbed values that differ; raises if one differs by more than a step."""
+    """The share of absorbed values that differ; raises if one differs by more than a step.
+
+    Where a sum cancels, 16 bits have steps finer than what fp32 rounded away on the way there.
+    """
     a, b = (x[..., :latent] for x in (got, wanted))
-    assert int(steps_apart(a, b).max()) <= 1, "an absorbed value is more than one step away"
+    rounding = b.float().abs().amax() * 2**-20
+    cancelled = (a.float() - b.float()).abs() <= rounding
+    one_step = (steps_apart(a, b) <= 1) | cancelled
+    assert bool(one_step.all()), "an absorbed value is more than one step away"
     return float((~same(a, b)).float().mean())

@@ -30,6 +30,7 @@ class Config:
         rows: query rows that one program rotates.
         described: move tiles by tensor descriptors (NVIDIA's copy engine) instead of pointers.
         overlap: begin before the kernel launched before has ended, and fetch W_UK meanwhile.
+        rotations_first: programs that rotate, or write the cache, begin before those that multiply.
     """
 
     block_t: int = 16
@@ -40,6 +41,7 @@ class Config:
     rows: int = 16
     described: bool = False
     overlap: bool = False
+    rotations_first: bool = False
 
 
 def config_for(arch: str, num_heads: int, num_tokens: int, dtype: torch.dtype) -> Config:

@@ -48,8 +48,11 @@ def _kernel(
     TILES: tl.constexpr, STAGES: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr,
     ROWS: tl.constexpr, DESCRIBED: tl.constexpr, IS_NEOX: tl.constexpr, IN_FP32: tl.constexpr,
     STAGED: tl.constexpr, Q_LARGEST: tl.constexpr, K_LARGEST: tl.constexpr, OVERLAP: tl.constexpr,
+    ROTATIONS_FIRST: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
+    if ROTATIONS_FIRST:
+        program = (program + products) % tl.num_programs(0)
     if OVERLAP:
         # Safe this early: the next launch may fetch its own W_UK, and waits before all else.
         gdc_launch_dependents()
@@ -156,6 +159,7 @@ def fused_absorb_qk_rope_concat_and_cache_mla(
         *(max(16, triton.next_power_of_2(P)), c.block_t, c.block_l, triton.next_power_of_2(L)),
         *(c.tiles, c.stages, tokens, heads, _CACHE_ROWS, c.described, is_neox),
         *(rope_in_fp32 or not staged, staged, clamp_of(q_out_TNC), clamp_of(cache), c.overlap),
+        *(c.rotations_first,),
         num_warps=c.warps,
         enable_fp_fusion=False,
         **({"launch_pdl": True} if c.overlap else {}),
