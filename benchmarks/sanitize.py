@@ -2,8 +2,8 @@
 
 Run as `compute-sanitizer --tool memcheck python benchmarks/sanitize.py`, likewise with `racecheck`
 and `initcheck`; `PYTORCH_NO_CUDA_MEMORY_CACHING=1` makes every tensor an allocation of its own.
-Each result is compared with its reference as well, unless `--alone` is given: for `initcheck`, which
-otherwise reports libraries that the references call.
+Each result is compared with its reference as well, unless `--alone` is given: for `initcheck`,
+which otherwise reports libraries that the references call.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ _POINTED = tuple(
 )
 _LARGEST_POINTED = 64 * 128
 _DESCRIBED = (
+    *((32, 64, 1, 1, 4), (32, 64, 2, 1, 4), (32, 128, 1, 1, 4), (32, 128, 2, 1, 4)),
     *(
         (64, 64, 2, 2, 4),
         (64, 64, 2, 3, 4),
@@ -51,7 +52,7 @@ _DESCRIBED = (
     *((128, 64, 2, 2, 8), (128, 64, 4, 3, 8), (128, 128, 4, 3, 8), (128, 128, 8, 3, 8)),
 )
 
-_ROTATIONS = ((64, False), (128, False), (256, False), (64, True), (128, True))
+_ROTATIONS = ((64, False), (128, False), (256, False), (512, False), (64, True), (128, True))
 
 
 def candidates(tokens: int) -> Iterator[Any]:

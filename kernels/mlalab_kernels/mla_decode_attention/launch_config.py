@@ -44,7 +44,7 @@ _PLAIN = Config()
 # that spills nothing, on an H200 at 32 requests of 4 096 tokens (README).
 _TABLE: Mapping[tuple[str, bool], tuple[tuple[int, Config], ...]] = {
     ("sm_90", False): ((0, Config(16, 64, 2, 8, 2)), (17, Config(64, 64, 2, 8))),
-    ("sm_90", True): ((0, Config(16, 64, 1, 8)), (17, Config(32, 32, 1, 8))),
+    ("sm_90", True): ((0, Config(16, 32, 1, 4, 2)), (17, Config(16, 32, 1, 4))),
 }
 
 
