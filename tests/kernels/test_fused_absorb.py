@@ -53,6 +53,13 @@ def test_shapes_and_kinds(device, shape, kind):
     agree(Step(*shape, device=device), **kind)
 
 
+@pytest.mark.parametrize("T", [63, 64, 65, 257, 513])
+def test_many_tokens(T):
+    """Interpreted, so with one small head; the card does the rest (test_fused_absorb_gpu.py)."""
+    config = Config(block_t=64, block_l=16, tiles=4, rows=128)
+    agree(Step(T, 1, 16, 2, 16), config=config)
+
+
 @pytest.mark.parametrize("types", TYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES[2:4], ids=str)
 def test_dtypes(device, shape, types):
