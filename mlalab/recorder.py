@@ -115,7 +115,7 @@ class Recorder:
         with watch(gm) as events:
             yield draft
         seconds = time.perf_counter() - start
-        if not draft.keep_unchanged and not events.any:
+        if not draft.keep_unchanged and not events.any and not draft.refusals:
             if draft.status != "applied":
                 self.skipped[name] = draft.status
             return

@@ -4,6 +4,7 @@ import torch
 from torch import fx
 
 from mlalab.recorder import Recorder, watch
+from mlalab.records import Refusal
 
 aten = torch.ops.aten
 
@@ -91,6 +92,14 @@ def test_an_unchanged_step_is_dropped_on_request():
         pass
     assert [s.name for s in recorder.steps] == ["nothing"]
     assert recorder.graphs == []
+
+
+def test_a_step_that_only_refused_is_kept():
+    recorder, gm = Recorder(keep_graphs=False), small()
+    with recorder.step("careful", "cleanup", gm) as draft:
+        draft.keep_unchanged = False
+        draft.refusals = (Refusal(node="neg_default", layer=None, reason="someone reads it"),)
+    assert [r.reason for s in recorder.steps for r in s.refusals] == ["someone reads it"]
 
 
 def test_only_a_later_capture_is_a_retrace():
