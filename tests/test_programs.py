@@ -1,0 +1,104 @@
+"""Small functions: recorded like models, checked like models, red when a pass is wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import mlalab.ops  # noqa: F401  registers torch.ops.mlalab
+from mlalab.errors import VerifyError
+from mlalab.exercises.naive_in_place import NaiveInPlacePass
+from mlalab.passes.fix_functionalization import FixFunctionalizationPass
+from mlalab.programs import functional_nodes, trace_program
+
+FIX = FixFunctionalizationPass.name
+NAIVE = NaiveInPlacePass.name
+
+
+def inputs(tokens=5):
+    return [torch.randn(tokens, 3, 12), torch.arange(tokens), torch.randn(7, 4)]
+
+
+def rotate(x_TNH, positions, table):
+    torch.ops.mlalab.rotary_embedding(positions, x_TNH, None, 4, table, False)
+
+
+def in_place(x, positions, table):
+    q = x * 2
+    rotate(q[..., 8:], positions, table)
+    return q.flatten(1)
+
+
+def old_value_read(x, positions, table):
+    q = x * 2
+    old = q[..., 8:].clone()
+    rotate(q[..., 8:], positions, table)
+    return q.flatten(1), old * 2
+
+
+def put_elsewhere(x, positions, table):
+    q = x * 2
+    rotated = q[..., 8:].clone()
+    rotate(rotated, positions, table)
+    q[..., :4] = rotated
+    return q.flatten(1)
+
+
+def input_written(x, positions, table):
+    rotate(x[..., 8:], positions, table)
+    return x * 2
+
+
+PROGRAMS = (in_place, old_value_read, put_elsewhere, input_written)
+
+
+@pytest.mark.parametrize("tokens", [2, 5])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_proven_pass_keeps_every_bit(program, tokens):
+    trace = trace_program(program, inputs(tokens), passes=[FixFunctionalizationPass]).check()
+    assert trace.ok, trace
+    assert FIX in [step.name for step in trace]
+
+
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_sizes_that_torch_specialises_on(tokens):
+    assert trace_program(in_place, inputs(tokens), passes=[FixFunctionalizationPass]).check().ok
+
+
+@pytest.mark.parametrize(
+    ("program", "wrong"),
+    [(old_value_read, {"output 1": 60}), (put_elsewhere, {"output 0": 60})],
+)
+def test_the_naive_pass_is_caught(program, wrong):
+    trace = trace_program(program, inputs(), passes=[NaiveInPlacePass], verify=False).check()
+    assert not trace.ok
+    diffs = trace[NAIVE].check.diffs
+    assert {diff.name: diff.mismatched for diff in diffs if not diff.equal} == wrong
+
+
+def test_the_naive_pass_is_right_where_nobody_looks():
+    assert trace_program(in_place, inputs(), passes=[NaiveInPlacePass], verify=False).check().ok
+
+
+def test_the_driver_refuses_the_naive_pass():
+    with pytest.raises(Exception, match="recorded in other memory") as caught:
+        trace_program(old_value_read, inputs(), passes=[NaiveInPlacePass])
+    assert isinstance(caught.value.inner_exception, VerifyError)
+
+
+def test_inputs_are_left_as_they_were():
+    given = inputs()
+    kept = [x.clone() for x in given]
+    trace_program(input_written, given, passes=[FixFunctionalizationPass]).check()
+    assert all(torch.equal(x, y) for x, y in zip(given, kept, strict=True))
+
+
+@pytest.mark.parametrize(("version", "base"), [(1, "query=slice_1"), (2, "_all_bases=[mul]")])
+def test_both_versions_of_functionalisation(version, base):
+    (call,) = [
+        node
+        for node in functional_nodes(in_place, inputs(), version=version)
+        if "auto_functionalized" in node.target
+    ]
+    assert base in call.text
+    assert ("_v2" in call.text) == (version == 2)
