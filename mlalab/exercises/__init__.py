@@ -1,4 +1,7 @@
-"""The exercises of the notebooks: a file per notebook, holding a table `EXERCISES`."""
+"""The exercises of the notebooks: a file per notebook, holding a table `EXERCISES`.
+
+Beside them lies what lessons take apart: graphs written by hand, and a rewrite that proves nothing.
+"""
 
 from __future__ import annotations
 
