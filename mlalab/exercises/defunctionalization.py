@@ -127,8 +127,10 @@ def _judge_turned_back(attempt: Any) -> str | None:
 
 def _turned_back(attempt: Any, graph: fx.Graph) -> str | None:
     """Let `attempt` rewrite `graph`; return what is still, or newly, wrong with its form."""
+    (call,) = (node for node in graph.nodes if wrapped_op(node) is not None)
+    (item,) = call.users
     try:
-        attempt(graph)
+        attempt(graph, call, item)
         graph.lint()
     except Exception as error:  # whatever a learner's code raises is the answer
         return f"it stopped with {_told(error)}"

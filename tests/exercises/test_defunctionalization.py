@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from torch._higher_order_ops.auto_functionalize import auto_functionalized
 
 from mlalab.exercises.defunctionalization import EXERCISES, old_value_readers
 from mlalab.exercises.functional_graphs import SCATTERED, scattered
@@ -86,44 +85,38 @@ def same_base_by_name(target, item):
     return [s for s in good_folds(target, item) if s.args[0] is target.args[0]]
 
 
-def call_of(graph):
-    return next(iter(graph.find_nodes(op="call_function", target=auto_functionalized)))
-
-
-def turn_back(graph, *, before=None, fold=True, into="query"):
-    call = call_of(graph)
-    (item,) = call.users
-    with graph.inserting_before(before(item) if before else call):
+def turn_back(graph, call, item, *, before=None, fold=True):
+    with graph.inserting_before(before or call):
         graph.call_function(call.args[0], (), dict(call.kwargs))
     for scatter in any_scatter(None, item) if fold else ():
         scatter.replace_all_uses_with(scatter.args[0])
         graph.erase_node(scatter)
-    item.replace_all_uses_with(call.kwargs[into])
+    item.replace_all_uses_with(call.kwargs["query"])
     graph.erase_node(item)
     graph.erase_node(call)
 
 
-def the_call_is_forgotten(graph):
-    turn_back(graph)
+def the_call_is_forgotten(graph, call, item):
+    turn_back(graph, call, item)
     graph.erase_node(next(n for n in graph.nodes if "rotary" in str(n.target)))
 
 
-def the_scatter_stays(graph):
-    turn_back(graph, fold=False)
+def the_scatter_stays(graph, call, item):
+    turn_back(graph, call, item, fold=False)
 
 
-def too_late(graph):
-    turn_back(graph, before=lambda item: next(iter(graph.find_nodes(op="output"))))
+def too_late(graph, call, item):
+    (output,) = graph.find_nodes(op="output")
+    turn_back(graph, call, item, before=output)
 
 
-def the_call_left_dead(graph):
-    call = call_of(graph)
+def the_call_left_dead(graph, call, item):
     with graph.inserting_before(call):
         graph.call_function(call.args[0], (), dict(call.kwargs))
 
 
-def all_at_once(graph):
-    graph.erase_node(call_of(graph))
+def all_at_once(graph, call, item):
+    graph.erase_node(call)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +163,6 @@ def test_wrong_attempts_get_one_sentence(name, attempt, words):
 
 
 def test_every_kind_of_scatter_is_told_apart():
-    found = {
-        kind: len(good_folds(x.target, x.item)) for kind in SCATTERED for x in [scattered(kind)]
-    }
-    assert sorted(found.values()) == [0, 0, 0, 0, 1, 1, 1]
+    cases = [scattered(kind) for kind in SCATTERED]
+    found = [len(good_folds(case.target, case.item)) for case in cases]
+    assert sorted(found) == [0, 0, 0, 0, 1, 1, 1]
