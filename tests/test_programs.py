@@ -86,6 +86,18 @@ def test_the_driver_refuses_the_naive_pass():
     assert isinstance(caught.value.inner_exception, VerifyError)
 
 
+@pytest.mark.parametrize(("first", "last", "clones"), [(0, 8, 0), (7, 9, 1), (8, 12, 1)])
+def test_the_old_value_of_other_columns_may_be_read(first, last, clones):
+    def program(x, positions, table):
+        q = x * 2
+        old = q[..., first:last].clone()
+        rotate(q[..., 8:], positions, table)
+        return q.flatten(1), old * 2
+
+    trace = trace_program(program, inputs(), passes=[FixFunctionalizationPass])
+    assert len(trace[FIX].refusals) == clones
+
+
 def test_inputs_are_left_as_they_were():
     given = inputs()
     kept = [x.clone() for x in given]
