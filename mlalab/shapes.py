@@ -91,6 +91,11 @@ class MLAShape:
         """C = L + R: width of one cache row."""
         return self.kv_lora_rank + self.qk_rope_head_dim
 
+    @property
+    def kv_head_dim(self) -> int:
+        """H + V: key and value of one head, which this attention does not keep."""
+        return self.qk_head_dim + self.v_head_dim
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GQAShape:
@@ -130,6 +135,16 @@ class GQAShape:
     def kv_size(self) -> int:
         """Width of all key heads, or of all value heads, side by side."""
         return self.num_kv_heads * self.head_dim
+
+    @property
+    def cache_dim(self) -> int:
+        """What is kept of one token: every key and value head."""
+        return self.num_kv_heads * self.kv_head_dim
+
+    @property
+    def kv_head_dim(self) -> int:
+        """2 H: key and value of one head."""
+        return 2 * self.head_dim
 
 
 _DEEPSEEK_YARN = RopeSpec(kind="yarn", factor=40.0, mscale=1.0, mscale_all_dim=1.0)
