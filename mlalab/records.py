@@ -35,7 +35,8 @@ class NodeRecord:
     name: str
     """FX name, unique within the step and kept from step to step."""
     op: str
-    """FX opcode: `placeholder`, `get_attr`, `call_function`, `output`."""
+    """FX opcode: `placeholder`, `get_attr`, `call_function`, `output`; Dynamo's graph also has
+    `call_method`."""
     target: str
     """Short operator name: `aten.mm`, `mlalab.rotary_embedding`. An `auto_functionalized` node is
     named after the op it wraps: `auto_functionalized(mlalab.rotary_embedding)`."""

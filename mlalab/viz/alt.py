@@ -24,6 +24,7 @@ def finding(step: StepRecord, before: StepRecord | None) -> str:
     if step.status == "captured" or step.retraced or before is None:
         first = f"a graph of {_nodes(len(step.nodes))}"
         first += ", traced anew" if step.retraced else ""
+        first += f", of which {_moving(step)}"
     elif step.created or step.erased or step.rewired:
         parts = [f"{_nodes(len(before.nodes))} became {len(step.nodes)}", *_changes(step, before)]
         first = "; ".join(parts)
@@ -49,6 +50,12 @@ def counts_text(step: StepRecord, before: StepRecord | None) -> str:
         return f"{nodes}, unchanged ({step.status})"
     created, erased, rewired = len(step.created), len(step.erased), len(step.rewired)
     return f"{len(before.nodes)} → {nodes}: {created} created, {erased} erased, {rewired} rewired"
+
+
+def _moving(step: StepRecord) -> str:
+    calls = [node.plumbing for node in step.nodes if node.op not in ("placeholder", "output")]
+    views = sum(calls)
+    return f"{len(calls) - views} move data and {views} are views"
 
 
 def _changes(step: StepRecord, before: StepRecord) -> Iterable[str]:
