@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from mlalab.graphs import (
     VIEWS,
@@ -81,6 +82,23 @@ def _source_line(node: fx.Node) -> str | None:
     return f"{os.path.basename(where[1])}:{number}, {code}"
 
 
+def _is_plumbing(node: fx.Node) -> bool:
+    if is_call(node, operator.getitem):
+        # x[positions] gathers rows; x[:, 1:] and split[0] only look.
+        index = pytree.tree_leaves(node.args[1])
+        return not any(isinstance(value_of(i), Tensor) for i in index if isinstance(i, fx.Node))
+    if node.op == "call_method":
+        # Dynamo's graph holds methods; which are views, their values tell.
+        own, given = _storages([node]), _storages(node.all_input_nodes)
+        return bool(own) and own <= given and not str(node.target).endswith("_")
+    return node.op == "call_function" and node.target in VIEWS
+
+
+def _storages(nodes: Iterable[fx.Node]) -> set[int]:
+    values = pytree.tree_leaves([value_of(node) for node in nodes])
+    return {x.untyped_storage()._cdata for x in values if isinstance(x, Tensor)}
+
+
 def _dims(values: Any) -> tuple[int | str, ...]:
     return tuple(v if isinstance(v, int) else str(v) for v in values)
 
@@ -109,7 +127,7 @@ def _records(graph: fx.Graph) -> Iterator[NodeRecord]:
             mutates=tuple(x.name for x in written_nodes(node)),
             source=_source_line(node),
             layer=layers.get(node),
-            plumbing=node.op == "call_function" and node.target in VIEWS,
+            plumbing=_is_plumbing(node),
         )
 
 

@@ -116,3 +116,24 @@ def test_layer_is_none_outside_any_layer():
     x = graph.placeholder("x")
     graph.output((graph.call_function(aten.neg.default, (x,)),))
     assert {record.layer for record in node_records(graph)} == {None}
+
+
+def test_plumbing_of_a_dynamo_graph():
+    """Methods are views or not by what they return, and an index of positions gathers."""
+
+    def looks_and_moves(x, positions):
+        first, second = x.split([2, 3], dim=-1)
+        rows = x[positions]
+        return first.unsqueeze(1), second.contiguous(), rows, rows[0].add_(1), x.size(0)
+
+    backend = mlalab.LabBackend(passes=())
+    compiled = torch.compile(looks_and_moves, backend=backend, fullgraph=True)
+    compiled(torch.ones(4, 5), torch.tensor([3, 0]))
+    nodes = {node.name: node for node in backend.recorders[0].steps[0].nodes}
+    looks = {name for name, node in nodes.items() if node.plumbing}
+    assert looks >= {"split", "first", "second"}
+    assert {node.target for node in nodes.values() if not node.plumbing} >= {
+        "Tensor.contiguous",
+        "Tensor.add_",
+    }
+    assert [nodes[n].plumbing for n in ("rows", "unsqueeze")] == [False, True]
