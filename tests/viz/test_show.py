@@ -53,6 +53,9 @@ def test_step_figures():
         assert figure.caption == "RopeFusion: 35 → 27 nodes: 3 created, 11 erased, 2 rewired"
         assert "aten.mul" in figure.text
     assert step_figure(captured).caption == "aot: 35 nodes"
+    assert step_figure(captured).alt == (
+        "aot: a graph of 35 nodes, of which 17 move data and 12 are views."
+    )
 
 
 def test_trace_figure_is_the_net_result_of_all_passes():
