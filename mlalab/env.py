@@ -1,7 +1,8 @@
-"""What this machine is: device, architecture, FP8 type, AITER. The only place that asks."""
+"""What this machine is: device, architecture, FP8 type, libraries. The only place that asks."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import platform
@@ -106,6 +107,21 @@ def _import_aiter() -> Availability:
     return Availability(True, "ready")
 
 
+def probe_flashinfer() -> Availability:
+    """Look for FlashInfer without importing it where it cannot work."""
+    if importlib.util.find_spec("flashinfer") is None:
+        return Availability(False, "not installed; only used on CUDA, for decode attention")
+    if torch.version.hip or not torch.cuda.is_available():
+        return Availability(False, "installed, but this torch sees no NVIDIA GPU")
+    try:
+        mla = importlib.import_module("flashinfer.mla")
+    except (ImportError, RuntimeError, OSError) as error:
+        return Availability(False, f"import failed: {error}")
+    if not hasattr(mla, "MLAPlanMetadata"):
+        return Availability(False, "installed, but too old: mlalab calls it as of 0.7.2")
+    return Availability(True, "ready")
+
+
 def report() -> dict[str, str]:
     """Return what matters about this machine, one short line per subject."""
     device = default_device()
@@ -119,6 +135,7 @@ def report() -> dict[str, str]:
         "arch": arch(device),
         "fp8": str(fp8_dtype(device)).removeprefix("torch."),
         "aiter": probe_aiter().detail,
+        "flashinfer": probe_flashinfer().detail,
         "cores": str(torch.get_num_threads()),
     }
 

@@ -3,6 +3,7 @@
 An op's implementations live in `mlalab_kernels.<op>`, one module per provider, each with a function
 of the op's name and of the reference's signature; they are imported when first used. What is chosen
 follows the device that the tensors lie on: a CPU tensor on a GPU machine gets the reference.
+AITER and FlashInfer serve where they are installed; a call they refuse goes to the next in line.
 """
 
 from __future__ import annotations
@@ -18,12 +19,21 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
-from mlalab.env import Availability, probe_aiter, probe_triton
+from mlalab.env import Availability, probe_aiter, probe_flashinfer, probe_triton
 from mlalab.errors import ConfigError
+from mlalab_kernels.refusal import RefusedError
 
-Provider = Literal["auto", "aiter", "triton", "reference"]
+Provider = Literal["auto", "aiter", "flashinfer", "triton", "reference"]
 
-_MODULES = {"aiter": "aiter_call", "triton": "triton_kernel", "reference": "reference"}
+_MODULES = {
+    "aiter": "aiter_call",
+    "flashinfer": "flashinfer_call",
+    "triton": "triton_kernel",
+    "reference": "reference",
+}
+_LIBRARIES = ("aiter", "flashinfer")
+"""Providers that may refuse a call."""
+
 _OPS = (
     "fused_absorb_qk_rope_concat_and_cache_mla",
     "fused_qk_rope_concat_and_cache_mla",
@@ -49,7 +59,7 @@ _TABLE: Mapping[str, Mapping[str, str]] = {
 
 _PREFERRED: Mapping[str, tuple[str, ...]] = {
     "CPU": (),
-    "CUDA": ("triton",),
+    "CUDA": ("flashinfer", "triton"),
     "ROCm": ("aiter", "triton"),
 }
 """Where tensors lie → who is asked before the reference."""
@@ -58,6 +68,7 @@ _READY = Availability(True, "ready")
 # Called through their names, so that a test can put another machine in their place.
 _PROBES: Mapping[str, Callable[[], Availability]] = {
     "aiter": lambda: probe_aiter(),
+    "flashinfer": lambda: probe_flashinfer(),
     "triton": lambda: probe_triton(),
 }
 _EVERY_OP = "*"
@@ -95,10 +106,15 @@ def availability(provider: str, op: str | None = None) -> Availability:
 def pick(op: str, device: torch.device) -> Callable[..., Any]:
     """Return the implementation of `op` for tensors on `device`.
 
+    What a library refuses is handed on, call by call, unless the library was forced.
+
     Raises:
         ConfigError: no kernel is called so.
     """
-    return _load(op, choice(op, device).provider)
+    chosen = choice(op, device)
+    if chosen.provider not in _LIBRARIES or _forced_for(op) != "auto":
+        return _load(op, chosen.provider)
+    return functools.partial(_serve_in_turn, op, _in_line(op, device.type))
 
 
 def choice(op: str, device: torch.device) -> Choice:
@@ -107,8 +123,7 @@ def choice(op: str, device: torch.device) -> Choice:
     Raises:
         ConfigError: no kernel is called so.
     """
-    forced = _forced.get()
-    return _choose(op, device.type, forced.get(op) or forced.get(_EVERY_OP, "auto"))
+    return _choose(op, device.type, _forced_for(op))
 
 
 def load(op: str, provider: str) -> Callable[..., Any]:
@@ -160,19 +175,51 @@ def summary(device: torch.device) -> str:
 @functools.cache
 def _choose(op: str, device_type: str, forced: str) -> Choice:
     _known(op)
-    place = "CPU"
-    if device_type == "cuda":
-        place = "ROCm" if torch.version.hip else "CUDA"
+    place = _place(device_type)
     asked, reason = (_PREFERRED[place], f"{place} tensors")
     if forced != "auto":
         asked, reason = (forced,), "forced"
-    refusals: list[str] = []
+    refusals: dict[str, str] = {}
     for provider in asked:
         refusal = _refusal(provider, op)
         if not refusal:
-            return Choice(provider, "; ".join(refusals) or reason)
-        refusals.append(refusal)
-    return Choice("reference", "; ".join(refusals) or reason)
+            return Choice(provider, "; ".join(_told(op, refusals)) or reason)
+        refusals[provider] = refusal
+    return Choice("reference", "; ".join(_told(op, refusals) or refusals.values()) or reason)
+
+
+def _told(op: str, refusals: Mapping[str, str]) -> list[str]:
+    """Return the refusals worth telling: that mlalab calls no library for an op is no news."""
+    return [why for provider, why in refusals.items() if provider in _TABLE[op]]
+
+
+@functools.cache
+def _in_line(op: str, device_type: str) -> tuple[str, ...]:
+    """Return who can serve an op, best first, up to the first that refuses nothing."""
+    asked = _PREFERRED[_place(device_type)]
+    usable = [provider for provider in asked if not _refusal(provider, op)] + ["reference"]
+    own = next(i for i, provider in enumerate(usable) if provider not in _LIBRARIES)
+    return tuple(usable[: own + 1])
+
+
+def _serve_in_turn(op: str, providers: tuple[str, ...], *args: Any, **kwargs: Any) -> Any:
+    for provider in providers[:-1]:
+        try:
+            return _load(op, provider)(*args, **kwargs)
+        except RefusedError:
+            continue
+    return _load(op, providers[-1])(*args, **kwargs)
+
+
+def _place(device_type: str) -> str:
+    if device_type != "cuda":
+        return "CPU"
+    return "ROCm" if torch.version.hip else "CUDA"
+
+
+def _forced_for(op: str) -> str:
+    forced = _forced.get()
+    return forced.get(op) or forced.get(_EVERY_OP, "auto")
 
 
 def _refusal(provider: str, op: str) -> str:

@@ -126,6 +126,38 @@ def test_default_device(monkeypatch, present):
     assert env.default_device().type == ("cuda" if present else "cpu")
 
 
+def test_flashinfer_absent(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert env.probe_flashinfer().detail.startswith("not installed; only used on CUDA")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "hip", "attributes", "usable", "detail"),
+    [
+        (False, None, {}, False, "installed, but this torch sees no NVIDIA GPU"),
+        (True, "7.0", {}, False, "installed, but this torch sees no NVIDIA GPU"),
+        (True, None, {}, False, "installed, but too old: mlalab calls it as of 0.7.2"),
+        (True, None, {"MLAPlanMetadata": print}, True, "ready"),
+    ],
+)
+def test_flashinfer_present(monkeypatch, gpu, hip, attributes, usable, detail):
+    for name in ("flashinfer", "flashinfer.mla"):
+        module = types.ModuleType(name)
+        module.__spec__ = importlib.util.spec_from_loader(name, loader=None)
+        module.__dict__.update(attributes)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert env.probe_flashinfer() == env.Availability(usable, detail)
+
+
+def test_a_failing_import_of_flashinfer_is_reported(monkeypatch, tmp_path):
+    (tmp_path / "flashinfer.py").write_text("raise OSError('libcudart')", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert env.probe_flashinfer() == env.Availability(False, "import failed: libcudart")
+
+
 def test_report_is_short_lines():
     report = env.report()
     assert {"torch", "triton", "device", "arch", "fp8", "aiter"} <= set(report)

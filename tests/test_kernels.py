@@ -18,6 +18,7 @@ from mlalab import kernels
 from mlalab.env import Availability
 from mlalab.errors import ConfigError
 from mlalab.kernels import Choice, availability, choice, choices, force, load, pick, summary
+from mlalab_kernels.refusal import RefusedError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 OP, OTHER = "rotary_embedding", "paged_attention"
@@ -29,10 +30,10 @@ def by_triton(*arguments):
 
 @pytest.fixture(autouse=True)
 def fresh():
-    for cached in (kernels._choose, kernels._load):
+    for cached in (kernels._choose, kernels._load, kernels._in_line):
         cached.cache_clear()
     yield
-    for cached in (kernels._choose, kernels._load):
+    for cached in (kernels._choose, kernels._load, kernels._in_line):
         cached.cache_clear()
 
 
@@ -74,7 +75,7 @@ def test_every_folder_is_in_the_table_and_every_module_has_its_function():
 def test_the_device_of_the_tensors_decides(one_kernel):
     assert choice(OP, CPU) == Choice("reference", "CPU tensors")
     assert choice(OP, GPU) == Choice("triton", "CUDA tensors")
-    assert choice(OTHER, GPU) == Choice("reference", "no triton kernel")
+    assert choice(OTHER, GPU) == Choice("reference", "no flashinfer kernel; no triton kernel")
     assert pick(OP, GPU) is by_triton
     assert pick(OP, CPU) is load(OP, "reference")
 
@@ -84,6 +85,27 @@ def test_on_rocm_aiter_comes_first_where_it_has_the_kernel(one_kernel, aiter):
     assert choice(OP, GPU) == Choice("aiter", "ROCm tensors")
     assert choice(OTHER, GPU) == Choice("reference", "no aiter kernel; no triton kernel")
     assert choice(OP, CPU) == Choice("reference", "CPU tensors")
+
+
+def test_a_call_that_aiter_refuses_goes_to_triton(one_kernel, aiter, monkeypatch):
+    aiter(True)
+    refusing = types.ModuleType("refusing")
+    calls = []
+
+    def by_aiter(*arguments, **keywords):
+        calls.append((arguments, keywords))
+        raise RefusedError("too wide")
+
+    setattr(refusing, OP, by_aiter)
+    served = types.ModuleType("served")
+    setattr(served, OP, lambda *arguments, **keywords: (arguments, keywords))
+    monkeypatch.setitem(sys.modules, "refusing", refusing)
+    monkeypatch.setitem(sys.modules, "served", served)
+    kernels._TABLE[OP].update(aiter="refusing", triton="served")
+    assert pick(OP, GPU)(1, wide=2) == ((1,), {"wide": 2})
+    assert calls == [((1,), {"wide": 2})]
+    with force("aiter"), pytest.raises(RefusedError, match="too wide"):
+        pick(OP, GPU)(1)
 
 
 def test_on_rocm_without_aiter_the_reason_says_what_is_missing(one_kernel, aiter):
@@ -123,7 +145,11 @@ def test_force_ends_with_its_block_also_when_that_fails(one_kernel):
 @pytest.mark.parametrize(
     ("provider", "ops", "message"),
     [
-        ("rocm", {}, "provider must be one of auto, aiter, triton, reference, got 'rocm'"),
+        (
+            "rocm",
+            {},
+            "provider must be one of auto, aiter, flashinfer, triton, reference, got 'rocm'",
+        ),
         (None, {"nope": "triton"}, "No kernel is called 'nope'; known: fused_absorb"),
         (None, {OTHER: "triton"}, f"triton for {OTHER}: mlalab has no triton kernel for it"),
         ("aiter", {}, "Cannot use aiter: not installed; only used on ROCm"),

@@ -191,6 +191,7 @@ class MLAAttention(nn.Module):
             *(metadata.block_table[requests], metadata.query_lens[requests]),
             *(metadata.seq_lens[requests], self.softmax_scale, self.shape.kv_lora_rank),
             *(self.q_scale, self.k_scale),
+            need_lse=False,
         )
         latent_NTL = latent_TNL.to(self.w_uv_NVL.dtype).transpose(0, 1)
         return torch.bmm(latent_NTL, self.w_uv_NVL.transpose(1, 2)).transpose(0, 1)

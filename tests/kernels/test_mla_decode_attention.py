@@ -62,7 +62,7 @@ class Batch:
     def run(self, config=None, **changes):
         names = ("q", "kv", "table", "query_lens", "seq_lens", "scale", "L", "q_scale", "k_scale")
         given = {"scale": SCALE, **vars(self), **changes}
-        return mla_decode_attention(*(given[name] for name in names), config)
+        return mla_decode_attention(*(given[name] for name in names), config=config)
 
     def expected(self):
         arguments = (x.cpu() for x in (self.q, self.kv, self.table))

@@ -9,6 +9,7 @@ from mlalab_kernels.fused_qk_rope_concat_and_cache_mla.aiter_call import (
     table_halves,
 )
 from mlalab_kernels.numerics import absorb, gather_cos_sin, rotate
+from mlalab_kernels.refusal import RefusedError
 
 
 def fused_absorb_qk_rope_concat_and_cache_mla(
@@ -36,10 +37,11 @@ def fused_absorb_qk_rope_concat_and_cache_mla(
     rounds in an order of its own, whatever `staged` says.
 
     Raises:
-        RuntimeError: AITER is missing or not AMD's, or has no kernel for these arguments.
+        RefusedError: AITER has no kernel for these arguments.
+        RuntimeError: AITER is missing or not AMD's.
     """
     if cos_sin_cache_MR is None:
-        raise RuntimeError(
+        raise RefusedError(
             "AITER's fused kernel always rotates: a model without RoPE needs the Triton kernel."
         )
     k_pe_TR = k_pe_TR.flatten(1)

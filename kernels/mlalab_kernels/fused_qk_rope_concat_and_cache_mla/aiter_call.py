@@ -11,6 +11,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from mlalab_kernels.fused_qk_rope_concat_and_cache_mla.reference import check_dtypes
 from mlalab_kernels.numerics import FP8_DTYPES
+from mlalab_kernels.refusal import RefusedError
 
 _NAME = "fused_qk_rope_concat_and_cache_mla"
 _halves: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -42,7 +43,8 @@ def fused_qk_rope_concat_and_cache_mla(
     slot beyond the cache is not caught.
 
     Raises:
-        RuntimeError: AITER is missing or not AMD's, or has no kernel for these arguments.
+        RefusedError: AITER has no kernel for these arguments.
+        RuntimeError: AITER is missing or not AMD's.
     """
     check_dtypes(kv_cache.dtype, q_out.dtype)
     _check(q_nope, q_pe, kv_cache, q_out, is_nope_first, rope_in_fp32)
@@ -115,20 +117,20 @@ def _check(
     rope_in_fp32: bool,
 ) -> None:
     if not rope_in_fp32:
-        raise RuntimeError("AITER rotates in fp32 only; call it with rope_in_fp32=True.")
+        raise RefusedError("AITER rotates in fp32 only; call it with rope_in_fp32=True.")
     for name, x in (("kv_cache", kv_cache), ("q_out", q_out)):
         if x.dtype not in FP8_DTYPES and x.dtype != q_pe.dtype:
-            raise RuntimeError(
+            raise RefusedError(
                 f"AITER stores in FP8 or in the activations' {q_pe.dtype}, {name} is {x.dtype}; "
                 f"allocate it in one of those."
             )
         if not x.is_contiguous():
-            raise RuntimeError(f"AITER writes {name} as it lies; make it contiguous.")
+            raise RefusedError(f"AITER writes {name} as it lies; make it contiguous.")
     tokens, heads, latent = q_nope.shape
     per_head = is_nope_first and latent <= 512 and tokens < 256
     per_token = latent == 512 and latent * heads >= 2048
     if q_pe.size(-1) != 64 or not (per_head or per_token):
-        raise RuntimeError(
+        raise RefusedError(
             f"AITER prepares the query of a padded token only for R = 64 and either L = 512 with "
             f"at least 4 heads or, nope first, L <= 512 with fewer than 256 tokens; got "
             f"R = {q_pe.size(-1)}, L = {latent}, {heads} heads, {tokens} tokens, "
@@ -139,7 +141,7 @@ def _check(
 def _check_strides(tensors: tuple[Tensor, ...]) -> None:
     longest = max(stride for x in tensors for stride in x.stride())
     if longest >= 2**31:
-        raise RuntimeError(
+        raise RefusedError(
             f"AITER holds strides in 32 bits, one of these tensors has a stride of {longest}; "
             f"pass a contiguous copy."
         )

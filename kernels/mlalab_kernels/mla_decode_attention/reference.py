@@ -27,6 +27,7 @@ def mla_decode_attention(
     kv_lora_rank: int,
     q_scale: Tensor,
     k_scale: Tensor,
+    need_lse: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Attend from each request's last `query_len` tokens to its whole cached sequence, causally.
 
@@ -35,6 +36,7 @@ def mla_decode_attention(
         kv_cache_BKC: `[blocks, block_size, L + R]`, float or FP8.
         block_table: `[requests, max_blocks]` int.
         query_lens, seq_lens: new tokens and total tokens of each request.
+        need_lse: without it a library may serve that returns None in place of `lse_TN`.
 
     Returns:
         `out_TNL` fp32, the attended latent (still to be multiplied by W_UV), and `lse_TN` fp32,

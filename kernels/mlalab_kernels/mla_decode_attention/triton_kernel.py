@@ -125,6 +125,7 @@ def mla_decode_attention(
     kv_lora_rank: int,
     q_scale: Tensor,
     k_scale: Tensor,
+    need_lse: bool = True,
     config: Config | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attend as the reference does; see there. Copies the lengths to the device on every call.
