@@ -16,6 +16,7 @@ from mlalab_kernels.fused_qk_rope_concat_and_cache_mla import aiter_call as pair
 from mlalab_kernels.fused_qk_rope_concat_and_cache_mla.reference import (
     fused_qk_rope_concat_and_cache_mla as in_torch,
 )
+from mlalab_kernels.refusal import RefusedError
 
 N, P, R, L, M, SLOTS = 2, 8, 64, 32, 16, 24
 FP8 = torch.float8_e4m3fn
@@ -195,6 +196,12 @@ def test_sizes_without_a_kernel_that_writes_every_row_are_refused(calls, sizes, 
         with pytest.raises(RuntimeError, match="of a padded token only for R = 64"):
             absorbed(case)
         assert not calls
+
+
+def test_what_is_refused_is_refused_before_the_product(calls, monkeypatch):
+    monkeypatch.setattr(aiter_call, "absorb", lambda *given: pytest.fail("multiplied in vain"))
+    with pytest.raises(RefusedError, match="of a padded token only"):
+        absorbed(Case(rope=32))
 
 
 def test_strides_beyond_32_bits_are_refused():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mlalab_kernels.fused_qk_rope_concat_and_cache_mla.aiter_call import (
+    check_served,
     fused_qk_rope_concat_and_cache_mla,
     table_halves,
 )
@@ -49,6 +50,8 @@ def fused_absorb_qk_rope_concat_and_cache_mla(
     if cache is None or slots is None:
         # One row that no slot names.
         cache, slots = q_out_TNC.new_empty(1, q_out_TNC.size(-1)), positions_T.new_empty(0)
+    # Before the product, which would be for nothing.
+    check_served(q_pe_TNR, w_uk_NPL.size(-1), cache, q_out_TNC, True, rope_in_fp32)
     fused_qk_rope_concat_and_cache_mla(
         *(absorb(q_nope_TNP, w_uk_NPL), q_pe_TNR, kv_c_TL, k_pe_TR, cache, q_out_TNC, slots),
         *(k_scale, q_scale, positions_T, *table_halves(cos_sin_cache_MR, q_pe_TNR.dtype)),

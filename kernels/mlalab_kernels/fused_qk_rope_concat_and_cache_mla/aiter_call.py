@@ -46,9 +46,8 @@ def fused_qk_rope_concat_and_cache_mla(
         RefusedError: AITER has no kernel for these arguments.
         RuntimeError: AITER is missing or not AMD's.
     """
-    check_dtypes(kv_cache.dtype, q_out.dtype)
-    _check(q_nope, q_pe, kv_cache, q_out, is_nope_first, rope_in_fp32)
-    tokens = q_nope.size(0)
+    tokens, _, latent = q_nope.shape
+    check_served(q_pe, latent, kv_cache, q_out, is_nope_first, rope_in_fp32)
     kernel = _kernel()
     if tokens == 0:
         return
@@ -108,14 +107,21 @@ def _kernel() -> Callable[..., Any]:
     return kernel
 
 
-def _check(
-    q_nope: Tensor,
+def check_served(
     q_pe: Tensor,
+    latent: int,
     kv_cache: Tensor,
     q_out: Tensor,
     is_nope_first: bool,
     rope_in_fp32: bool,
 ) -> None:
+    """Refuse what AITER has no kernel for, from sizes alone; `latent` is L.
+
+    Raises:
+        RefusedError: saying what.
+        RuntimeError: raw bytes, which no provider takes.
+    """
+    check_dtypes(kv_cache.dtype, q_out.dtype)
     if not rope_in_fp32:
         raise RefusedError("AITER rotates in fp32 only; call it with rope_in_fp32=True.")
     for name, x in (("kv_cache", kv_cache), ("q_out", q_out)):
@@ -126,14 +132,14 @@ def _check(
             )
         if not x.is_contiguous():
             raise RefusedError(f"AITER writes {name} as it lies; make it contiguous.")
-    tokens, heads, latent = q_nope.shape
+    tokens, heads, rope = q_pe.shape
     per_head = is_nope_first and latent <= 512 and tokens < 256
     per_token = latent == 512 and latent * heads >= 2048
-    if q_pe.size(-1) != 64 or not (per_head or per_token):
+    if rope != 64 or not (per_head or per_token):
         raise RefusedError(
             f"AITER prepares the query of a padded token only for R = 64 and either L = 512 with "
             f"at least 4 heads or, nope first, L <= 512 with fewer than 256 tokens; got "
-            f"R = {q_pe.size(-1)}, L = {latent}, {heads} heads, {tokens} tokens, "
+            f"R = {rope}, L = {latent}, {heads} heads, {tokens} tokens, "
             f"is_nope_first={is_nope_first}; use another provider."
         )
 

@@ -50,8 +50,8 @@ def mla_decode_attention(
     Raises:
         RefusedError: FlashInfer has no kernel for these arguments.
     """
-    check_call("FlashInfer", q_TNC, kv_cache_BKC, query_lens, seq_lens, kv_lora_rank)
     backend = _backend(q_TNC, kv_cache_BKC)
+    check_call("FlashInfer", q_TNC, kv_cache_BKC, query_lens, seq_lens, kv_lora_rank)
     stream = torch.cuda.current_stream(q_TNC.device) if q_TNC.is_cuda else None
     wrapper, copied = _wrapper(q_TNC.device, backend, stream)
     if copied is not None:
