@@ -1,6 +1,7 @@
-"""AITER's decode attention, called as the sources of commit 000edf30 say; never run by us on ROCm.
+"""AITER's decode attention, called as its sources say; never run by us on ROCm.
 
-Those sources: `aiter/mla.py`, and the tables of assembly kernels in `hsa/gfx942` and `hsa/gfx950`.
+Read were `aiter/mla.py` at commit 000edf30 and the tables of assembly kernels, `mla_asm.csv`, for
+gfx942 at 074f473a and gfx950 at 0462c538.
 """
 
 from __future__ import annotations
