@@ -103,7 +103,7 @@ def availability(provider: str, op: str | None = None) -> Availability:
     return Availability(False, f"mlalab has no {provider} kernel for it")
 
 
-def pick(op: str, device: torch.device) -> Callable[..., Any]:
+def pick(op: str, device: torch.device | str) -> Callable[..., Any]:
     """Return the implementation of `op` for tensors on `device`.
 
     What a library refuses is handed on, call by call, unless the library was forced.
@@ -114,16 +114,16 @@ def pick(op: str, device: torch.device) -> Callable[..., Any]:
     chosen = choice(op, device)
     if chosen.provider not in _LIBRARIES or _forced_for(op) != "auto":
         return _load(op, chosen.provider)
-    return functools.partial(_serve_in_turn, op, _in_line(op, device.type))
+    return functools.partial(_serve_in_turn, op, _in_line(op, torch.device(device).type))
 
 
-def choice(op: str, device: torch.device) -> Choice:
+def choice(op: str, device: torch.device | str) -> Choice:
     """Return who serves `op` for tensors on `device`, and why.
 
     Raises:
         ConfigError: no kernel is called so.
     """
-    return _choose(op, device.type, _forced_for(op))
+    return _choose(op, torch.device(device).type, _forced_for(op))
 
 
 def load(op: str, provider: str) -> Callable[..., Any]:
