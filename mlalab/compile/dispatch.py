@@ -28,6 +28,7 @@ from mlalab.kernels import availability, force
 from mlalab.passes.driver import PassDriver, check_order
 from mlalab.passes.fusion import Pass
 from mlalab.passes.pipeline import PIPELINE
+from mlalab.records import StepStatus
 
 Graph = Callable[[Tensor, Tensor], Any]
 """(positions, hidden_TD) → what the model returns."""
@@ -136,9 +137,14 @@ class CompiledModel:
             f"{self.ranges[-1].end}; raise max_num_batched_tokens or split the batch."
         )
 
+    def gates(self, key: GraphKey) -> dict[str, StepStatus]:
+        """Return, by name, "applied" for each pass that may run on such a graph, or why not."""
+        driver = self._driver(key)
+        return {p.name: driver.gate(p) for p in self.passes}
+
     def _has_own_decode_graph(self, served: CompileRange) -> bool:
-        driver = self._driver(GraphKey(True, served))
-        in_passes = any(p.decode_only and driver.gate(p) == "applied" for p in self.passes)
+        gates = self.gates(GraphKey(True, served))
+        in_passes = any(p.decode_only and gates[p.name] == "applied" for p in self.passes)
         return in_passes or any(layer.options.fusion == "layer" for layer in self.layers)
 
     def _driver(self, key: GraphKey) -> PassDriver:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mlalab.compile import inductor
+from mlalab.compile import dispatch, inductor
 from mlalab.compile.config import PassConfig
 from mlalab.context import make_batch
 from mlalab.errors import ConfigError, ContextError, InputError
@@ -211,3 +211,15 @@ def test_the_callers_tensors_are_not_marked():
 def test_a_model_without_layers_is_refused():
     with pytest.raises(ConfigError, match="no attention layer"):
         compiled(torch.nn.Linear(2, 2))
+
+
+def test_gates_say_beforehand_what_runs():
+    fused = compiled(model("tiny"))
+    decode_key, general_key = (fused.key_for(8, decode=kind) for kind in (True, False))
+    name = "MLADecodeQPrepLiftPass"
+    assert fused.gates(decode_key)[name] == "applied"
+    assert fused.gates(general_key)[name] == "not decode only"
+    beyond = dispatch.GraphKey(True, fused.key_for(9, decode=True).served)
+    assert fused.gates(beyond)[name] == "out of range"
+    assert set(fused.gates(beyond)) == {p.name for p in fused.passes}
+    assert fused.entries == {}
