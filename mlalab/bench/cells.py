@@ -12,7 +12,7 @@ from mlalab.errors import ConfigError
 
 FORMATS = ("fp8/fp8", "bf16/fp8", "bf16/bf16")
 """Query/cache; an FP8 query over a wider cache is nothing that attention reads."""
-_BYTES = {"fp8": 1, "bf16": 2}
+BYTES = {"fp8": 1, "bf16": 2}
 _PER_TOKEN = 272
 """A row of the fp32 table of 64 columns, a position and a slot."""
 
@@ -55,7 +55,7 @@ class CellSpec:
     def bytes_moved(self) -> int:
         """Bytes that any implementation must read or write once: the weight, inputs, outputs."""
         width = self.latent + self.rope
-        query, cache = (_BYTES[f] for f in self.formats)
+        query, cache = (BYTES[f] for f in self.formats)
         weight = self.heads * self.nope * self.latent * 2
         inputs = self.heads * (self.nope + self.rope) * 2 + width * 2 + _PER_TOKEN
         outputs = self.heads * width * query + width * cache
@@ -151,3 +151,8 @@ def grid(
         CellSpec(heads=n, tokens=t, format=f, **sizes)
         for f, n, t in product(formats, heads, tokens)
     ]
+
+
+def provenance(machine: Mapping[str, str]) -> str:
+    """Return GPU, date and torch of a run, as one phrase to stand beside its numbers."""
+    return f"{machine['device']}, {machine['date'][:10]}, torch {machine['torch']}"

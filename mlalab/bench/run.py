@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from tqdm import tqdm
@@ -83,6 +83,16 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}"
 
 
+def each(specs: Iterable[CellSpec], cell: Callable[[CellSpec], CellResult]) -> Iterator[CellResult]:
+    """Yield the result of every cell; one that does not fit in memory is a failure of its own."""
+    for spec in specs:
+        try:
+            result = cell(spec)
+        except torch.OutOfMemoryError as error:
+            result = CellResult(spec, 0, {}, failures={"cell": _first_line(error)})
+        yield result
+
+
 def run_all(
     specs: Iterable[CellSpec],
     cell: Callable[[CellSpec], CellResult],
@@ -97,11 +107,8 @@ def run_all(
     results: list[CellResult] = []
     try:
         # Quiet where stderr is not a terminal.
-        for spec in tqdm(list(specs), unit="cell", file=sys.stderr, disable=None):
-            try:
-                results.append(cell(spec))
-            except torch.OutOfMemoryError as error:
-                results.append(CellResult(spec, 0, {}, failures={"cell": _first_line(error)}))
+        for result in each(tqdm(list(specs), unit="cell", file=sys.stderr, disable=None), cell):
+            results.append(result)
             keep(results)
     except KeyboardInterrupt:
         return results, True
