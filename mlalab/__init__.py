@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mlalab.shapes import GQAShape as GQAShape
     from mlalab.shapes import MLAShape as MLAShape
     from mlalab.shapes import preset as preset
+    from mlalab.sweeps.sweep import sweep as sweep
     from mlalab.traces import Trace as Trace
     from mlalab.viz.show import show as show
     from mlalab.workbench import build as build
@@ -56,6 +57,7 @@ _HOME = {
     "preset": "mlalab.shapes",
     "report": "mlalab.env",
     "show": "mlalab.viz.show",
+    "sweep": "mlalab.sweeps.sweep",
     "trace": "mlalab.lab",
 }
 __all__ = sorted(_HOME)

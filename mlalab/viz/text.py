@@ -20,7 +20,7 @@ _LEFT = 3
 
 def step_table(steps: Sequence[StepRecord]) -> str:
     """One line per step: what it is, what it did to the graph, and whether the check passed."""
-    return _table([_HEADS, *(_step_row(step) for step in steps)], _LEFT)
+    return table([_HEADS, *(_step_row(step) for step in steps)], _LEFT)
 
 
 def op_delta(before: StepRecord, after: StepRecord) -> str:
@@ -29,7 +29,7 @@ def op_delta(before: StepRecord, after: StepRecord) -> str:
     if len(rows) == 1:
         return f"no op count changed ({rows[0][1]} ops)"
     cells = [(op, str(old), str(new), f"{new - old:+d}") for op, old, new in rows]
-    return _table([("op", "before", "after", "delta"), *cells], 1)
+    return table([("op", "before", "after", "delta"), *cells], 1)
 
 
 def delta_rows(before: StepRecord, after: StepRecord) -> list[tuple[str, int, int]]:
@@ -85,7 +85,7 @@ def _step_row(step: StepRecord) -> tuple[str, ...]:
     )
 
 
-def _table(rows: Sequence[Sequence[str]], left: int) -> str:
+def table(rows: Sequence[Sequence[str]], left: int) -> str:
     """Aligned columns, the first `left` of them to the left, under a rule."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = [

@@ -1,0 +1,122 @@
+"""The public face: settings that hold or nothing changes, measuring that keeps what it has."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+import torch
+
+import mlalab
+from mlalab.bench.records import Record
+from mlalab.errors import ConfigError
+from mlalab.sweeps import measure
+from mlalab.sweeps.spec import SweepSpec
+from mlalab.sweeps.sweep import Sweep
+from tests.bench.stand_ins import LIMITS
+from tests.sweeps.played import MACHINE, cell
+
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Let cells take no time; `tokens` are those measured, `stop_at` the cell Ctrl-C comes in."""
+    played = types.SimpleNamespace(tokens=[], stop_at=None)
+
+    def run_cell(spec, device, replays):
+        assert (device, replays) == (CUDA, 20)
+        played.tokens.append(spec.tokens)
+        if played.stop_at == len(played.tokens):
+            raise KeyboardInterrupt
+        return cell(spec.tokens, 4.0, 2.0, spec.heads)
+
+    monkeypatch.setattr(measure, "run_cell", run_cell)
+    monkeypatch.setattr(measure, "measure_limits", lambda device, replays: LIMITS)
+    monkeypatch.setattr(measure, "machine", lambda device: MACHINE)
+    return played
+
+
+def test_it_is_part_of_the_public_face():
+    sweep = mlalab.sweep(max_num_seqs=8, heads=64)
+    assert sweep.spec == SweepSpec(max_num_seqs=8, heads=64)
+    assert repr(sweep) == repr(mlalab.sweep(max_num_seqs=8, heads=64))
+
+
+def test_set_changes_what_it_names_and_tells_who_watches():
+    sweep, told = mlalab.sweep(), []
+    sweep.watchers.append(lambda: told.append(sweep.result.threshold))
+    assert sweep.set(max_num_seqs=8, num_speculative_tokens=1) is sweep
+    assert sweep.spec == SweepSpec(max_num_seqs=8, num_speculative_tokens=1)
+    assert told == [16]
+
+
+@pytest.mark.parametrize("changes", [{"max_num_seqs": 0}, {"format": "x"}, {"record": "nope"}])
+def test_after_an_error_nothing_has_changed(changes):
+    sweep = mlalab.sweep()
+    before = sweep.result
+    with pytest.raises(ConfigError):
+        sweep.set(**changes)
+    assert sweep.result is before
+
+
+def test_choices_hold_what_is_set():
+    sweep = mlalab.sweep(heads=7)
+    assert sweep.choices["heads"] == (7, 16, 64, 128)
+    assert sweep.choices["record"] == ("h200",)
+    assert sweep.spec.format in sweep.choices["format"]
+
+
+def test_a_cpu_is_refused_in_one_sentence():
+    sweep = Sweep(SweepSpec(), torch.device("cpu"))
+    assert "recorded data is used instead." in sweep.why_not_measure
+    with pytest.raises(ConfigError, match="without a GPU"):
+        sweep.measure()
+    assert sweep.spec.record == "h200"
+
+
+def test_what_was_measured_here_is_used_from_then_on(gpu):
+    sweep = Sweep(SweepSpec(heads=64), CUDA)
+    assert sweep.why_not_measure is None
+    assert sweep.measure().spec == SweepSpec(heads=64, record="here")
+    assert tuple(gpu.tokens) == measure.TOKENS == tuple(p.tokens for p in sweep.result.points)
+    assert sweep.result.machine["device"] == "Played GPU"
+    assert sweep.choices["record"] == ("h200", "here")
+    assert sweep.set(record="h200").result.machine["device"] != "Played GPU"
+
+
+def test_a_second_model_is_added_to_what_was_measured(gpu):
+    sweep = Sweep(SweepSpec(heads=64), CUDA).measure().set(heads=16).measure()
+    assert sweep.choices["heads"] == (16, 64)
+    assert sweep.set(heads=64).result.points
+
+
+def test_an_interruption_keeps_what_was_finished(gpu):
+    sweep = Sweep(SweepSpec(), CUDA)
+    gpu.stop_at = 3
+    sweep.measure()
+    assert [p.tokens for p in sweep.result.points] == list(measure.TOKENS[:2])
+    assert sweep.spec.record == "here"
+
+
+def test_stopping_to_listen_cancels(gpu):
+    sweep = Sweep(SweepSpec(), CUDA)
+    steps = sweep.measuring()
+    assert [next(steps), next(steps)] == [(1, 7), (2, 7)]
+    assert sweep.spec.record == "h200"
+    steps.close()
+    assert gpu.tokens == [1, 8]
+    assert [p.tokens for p in sweep.result.points] == [1, 8]
+
+
+def test_nothing_measured_changes_nothing(gpu):
+    gpu.stop_at = 1
+    sweep = Sweep(SweepSpec(), CUDA).measure()
+    assert sweep.spec.record == "h200"
+    assert "here" not in sweep.choices["record"]
+
+
+def test_records_of_every_step_are_whole(gpu):
+    records = list(measure.measured(SweepSpec(), CUDA))
+    assert [len(r.results) for r in records] == list(range(1, 8))
+    assert all(isinstance(r, Record) and r.limits == LIMITS for r in records)
