@@ -1,4 +1,4 @@
-"""The command line: `python -m mlalab trace | bench | tune | doctor | clean`."""
+"""The command line: `python -m mlalab trace | sweep | bench | tune | doctor | clean`."""
 
 from __future__ import annotations
 
@@ -94,6 +94,17 @@ def _tune(arguments: argparse.Namespace) -> int:
     return tune(device_named(arguments.device), arguments.out, **cells)
 
 
+def _sweep(arguments: argparse.Namespace) -> int:
+    from mlalab.sweeps.command import write
+
+    given = {name: getattr(arguments, name) for name in _SWEEP}
+    files = {name: getattr(arguments, name) for name in ("json", "csv", "figure")}
+    print(write({k: v for k, v in given.items() if v is not None}, files))
+    for path in filter(None, files.values()):
+        _say(f"wrote {path}")
+    return 0
+
+
 def _clean(arguments: argparse.Namespace) -> int:
     from mlalab.notebook_clean import clean_paths
 
@@ -111,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mlalab {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_trace(commands)
+    _add_sweep(commands)
     _add_bench(commands)
 
     doctor = commands.add_parser("doctor", help="what this machine is and what it can run")
@@ -148,6 +160,27 @@ def _add_trace(commands: Any) -> None:
     trace.add_argument("--no-check", dest="check", action="store_false", help="skip the proof")
     trace.add_argument("--html", type=Path, metavar="FILE", help="write a page that steps")
     trace.add_argument("--json", type=Path, metavar="FILE", help="write the trace")
+
+
+_SWEEP = {
+    "max_num_seqs": (int, "most requests of a batch (256)"),
+    "num_speculative_tokens": (int, "tokens that a decode request has beside its own (0)"),
+    "max_num_batched_tokens": (int, "the largest batch (8192)"),
+    "heads": (int, "query heads on one rank (16)"),
+    "format": (str, "of query and cache: fp8/fp8, bf16/fp8 or bf16/bf16 (fp8/fp8)"),
+    "record": (str, "whose times: a name, or a file of `bench --out` (h200)"),
+}
+"""Field of a sweep → its type and what it is."""
+
+
+def _add_sweep(commands: Any) -> None:
+    sweep = commands.add_parser("sweep", help="what a decode threshold compiles and buys")
+    sweep.set_defaults(run=_sweep)
+    for name, (kind, what) in _SWEEP.items():
+        sweep.add_argument(f"--{name.replace('_', '-')}", type=kind, help=what)
+    sweep.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found")
+    sweep.add_argument("--csv", type=Path, metavar="FILE", help="write the times")
+    sweep.add_argument("--figure", type=Path, metavar="FILE", help="write the picture, as SVG")
 
 
 def _add_bench(commands: Any) -> None:
