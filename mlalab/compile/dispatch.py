@@ -22,7 +22,7 @@ from mlalab.compile.faces import Face
 from mlalab.compile.ranges import CompileRange
 from mlalab.compile.report import Report, report_of, warn_of_misses, warn_of_useless
 from mlalab.compile.settings import CompileConfig
-from mlalab.context import ForwardContext, current_context, forward_context
+from mlalab.context import BatchMetadata, ForwardContext, current_context, forward_context
 from mlalab.errors import ConfigError, InputError
 from mlalab.kernels import availability, force
 from mlalab.passes.driver import PassDriver, check_order
@@ -109,10 +109,13 @@ class CompiledModel:
 
     def graph_for(self, positions: Tensor, hidden_TD: Tensor) -> Graph:
         """Return the graph that serves this batch, compiled now if it is the first of its kind."""
-        metadata = current_context().metadata
-        decode = metadata is not None and metadata.uniform_query_len == self._query_len
+        decode = self.decodes(current_context().metadata)
         graph = self._chosen.get((decode, positions.size(0)))
         return graph or self._choose(decode, positions, hidden_TD)
+
+    def decodes(self, metadata: BatchMetadata | None) -> bool:
+        """Return whether this is a uniform decode batch: the predicate of CUDA graphs of decode."""
+        return metadata is not None and metadata.uniform_query_len == self._query_len
 
     def key_for(self, num_tokens: int, *, decode: bool) -> GraphKey:
         """Return which graph serves a batch of `num_tokens` rows.

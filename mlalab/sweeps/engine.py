@@ -35,7 +35,7 @@ def run(spec: SweepSpec, record: Record) -> SweepResult:
     crossover = crossover_of(points)
     bound = decode_bound(spec.max_num_seqs, spec.num_speculative_tokens)
     threshold = bound if crossover is None else min(bound, crossover - 1)
-    config = config_for(spec, threshold)
+    config = settings_for(spec, threshold)
     limits = (spec.max_num_seqs, spec.num_speculative_tokens, spec.max_num_batched_tokens)
     decode_sizes, mixed_sizes = capture_sizes(*limits)
     return SweepResult(
@@ -73,7 +73,7 @@ def _module() -> nn.Module:
     return build("tiny", tokens=1, options=LayerOptions(device="cpu")).module
 
 
-def config_for(spec: SweepSpec, threshold: int) -> CompileConfig:
+def settings_for(spec: SweepSpec, threshold: int) -> CompileConfig:
     """Return the settings for a spec, with the fusion on up to `threshold` tokens; 0 is off."""
     # The bound itself is left to the library, which derives it afresh whenever a limit changes.
     derived = threshold >= decode_bound(spec.max_num_seqs, spec.num_speculative_tokens)
