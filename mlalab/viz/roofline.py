@@ -63,7 +63,7 @@ def _draw_times(axes: Axes, group: Sequence[Floor]) -> None:
             label=label,
         )
     roof = [max(floor.limits.values()) for floor in group]
-    axes.fill_between(tokens, roof, color=theme.FRAME, hatch="...", edgecolor=theme.LINE)
+    axes.fill_between(tokens, roof, color=theme.FRAME)
     axes.plot(tokens, roof, color=theme.INK, linewidth=1.2, label="floor")
     axes.set_yscale("log", base=2)
     axes.set_ylim(bottom=0.5)
@@ -109,7 +109,7 @@ def roofline_figure(
         for index, group in enumerate(groups):
             axes.plot(
                 [floor.intensity for floor in group],
-                [flops(floor.spec) / floor.one * 1e-6 for floor in group],
+                [_teraflops(floor) for floor in group],
                 color=SERIES[index],
                 marker=MARKERS[index],
                 linestyle=LINES[index],
@@ -123,9 +123,24 @@ def roofline_figure(
         alt=_roof_alt(groups, ridge),
         caption=f"Roofline, {provenance}; the slope is a measured copy, the flat part the data "
         f"sheet's peak.",
-        text=floors_text(groups),
+        text=_roof_text(groups),
         size=(6.4, 3.9),
     )
+
+
+def _roof_text(groups: Sequence[Sequence[Floor]]) -> str:
+    head = ("q/cache", "N", "T", "flop/byte", "TFLOP/s")
+    return table([head, *(_roof_row(floor) for group in groups for floor in group)], 1)
+
+
+def _roof_row(floor: Floor) -> tuple[str, ...]:
+    spec = floor.spec
+    reached = (f"{floor.intensity:.0f}", f"{_teraflops(floor):.1f}")
+    return (spec.format, str(spec.heads), str(spec.tokens), *reached)
+
+
+def _teraflops(floor: Floor) -> float:
+    return flops(floor.spec) / floor.one * 1e-6
 
 
 def _roof_alt(groups: Sequence[Sequence[Floor]], ridge: float) -> str:

@@ -99,9 +99,7 @@ def _look(row: ServedRange) -> tuple[str, theme.State, str | None]:
     """Return what a range does, its colours and its hatch."""
     if row.one_launch:
         return "all of the decode preparation: one launch", "created", "///"
-    if "applied" in row.passes.values():
-        return "RoPE and cache write only", "rewired", None
-    return "nothing fused", "same", "..."
+    return "RoPE and cache write only", "rewired", None
 
 
 def _draw_times(axes: Axes, result: SweepResult) -> None:

@@ -39,6 +39,7 @@ def test_under_the_roof():
     figure = roofline_figure(GROUPS, (4e12, 1e15), "Played GPU, 2026")
     assert "2 of 2 sizes lie left of the ridge at 250" in figure.alt
     assert "ridge: 250 flop/byte" in words_of(figure)
+    assert figure.text.splitlines()[-1].split() == ["fp8/fp8", "16", "512", "98", "358.5"]
     assert "1 of 2 sizes" in roofline_figure(GROUPS, (1e13, 1e14), "x").alt
 
 
