@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlalab.bench.cells import CellSpec, Spread
+from mlalab.errors import ConfigError
 
+FORMAT = "mlalab-sweep-1"
 FUSED = "MLAAiterQkRopeKVCacheFusionPass"
 """The pass that makes the decode preparation one launch."""
 
@@ -111,17 +113,27 @@ class SweepResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as dictionaries of numbers and strings."""
-        return dataclasses.asdict(self)
+        return {"format": FORMAT, **dataclasses.asdict(self)}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> SweepResult:
-        """Return the result that `to_json` gave, also after a journey through a file."""
+        """Return the result that `to_json` gave, also after a journey through a file.
+
+        Raises:
+            ConfigError: it is in another format.
+        """
+        if record.get("format") != FORMAT:
+            raise ConfigError(
+                f"This is no sweep: its format is {record.get('format')!r}, and this mlalab reads "
+                f"{FORMAT!r}."
+            )
+        fields = {name: value for name, value in record.items() if name != "format"}
         points = [
             Point(p["tokens"], Spread(**p["two"]), Spread(**p["one"])) for p in record["points"]
         ]
         return cls(
             **{
-                **record,
+                **fields,
                 "spec": SweepSpec(**record["spec"]),
                 "ranges": tuple(ServedRange(**row) for row in record["ranges"]),
                 "decode_sizes": tuple(record["decode_sizes"]),

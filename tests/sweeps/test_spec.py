@@ -28,6 +28,12 @@ def test_results_survive_a_file(source):
     assert SweepResult.from_json(json.loads(json.dumps(result.to_json()))) == result
 
 
+@pytest.mark.parametrize("format", [None, "mlalab-bench-1"])
+def test_another_document_is_refused(format):
+    with pytest.raises(ConfigError, match=f"its format is {format!r}"):
+        SweepResult.from_json({"format": format})
+
+
 def test_times_between_measured_sizes_are_on_a_line_and_there_are_none_outside():
     points = points_of(FASTER, 16, "fp8/fp8")
     assert [points[i].ratio for i in (0, 2)] == [0.5, 8 / 9]
