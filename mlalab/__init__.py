@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mlalab.shapes import preset as preset
     from mlalab.sweeps.sweep import sweep as sweep
     from mlalab.traces import Trace as Trace
+    from mlalab.viz.bits import inspect_fp8 as inspect_fp8
     from mlalab.viz.show import show as show
     from mlalab.workbench import build as build
 
@@ -52,6 +53,7 @@ _HOME = {
     "Trace": "mlalab.traces",
     "build": "mlalab.workbench",
     "forward_context": "mlalab.context",
+    "inspect_fp8": "mlalab.viz.bits",
     "load_attention": "mlalab.layers.loading",
     "make_batch": "mlalab.context",
     "preset": "mlalab.shapes",

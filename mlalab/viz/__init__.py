@@ -1,6 +1,7 @@
 """Drawing what passes do to a graph: text, pictures and one-file pages, from records alone.
 
-Nothing here needs torch, a compiler or the network, so a saved trace can be looked at anywhere.
+Nothing here needs a compiler or the network, and torch only where bytes are looked at (`bits`), so
+a saved trace can be looked at anywhere.
 The parts load on first use. (`show` itself is in `mlalab.viz.show`, whose name it shares.)
 """
 
