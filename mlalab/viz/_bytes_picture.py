@@ -34,14 +34,14 @@ _LARGEST_ERROR = 2**-3
 def draw(view: RowsView, alt: str) -> str:
     """The whole picture: a panel of magnitudes, and one of errors where there is a source."""
     from mlalab.fp8_errors import relative_errors
-    from mlalab.viz.bits_text import number, sizes
+    from mlalab.viz.bits_text import exact, sizes
 
     fmt = view.format
     span = torch.tensor([fmt.smallest, fmt.largest]).log2()
     magnitude = (view.values.abs().log2() - span[0]) / (span[1] - span[0])
     title = f"{sizes(view.stored)} as {fmt}"
     body = [words(24, 36, title, size=theme.HEAD_SIZE, bold=True)]
-    ends = (number(fmt.smallest), number(fmt.largest))
+    ends = (exact(fmt.smallest), exact(fmt.largest))
     y = 56.0
     panel, width, y = _panel(view, magnitude, ("magnitude", *ends), _BLUE, y)
     body.append(panel)

@@ -41,7 +41,7 @@ def rows_text(view: RowsView) -> str:
     least, most = magnitudes(view)
     lines = [
         f"{sizes(view.stored)} as {view.format}",
-        f"magnitudes from {number(least)} to {number(most)}; {marks}",
+        f"magnitudes from {exact(least)} to {exact(most)}; {marks}",
     ]
     if view.errors is not None:
         lines.append(error_table({f"scale {number(view.scale)}": view.errors}))
@@ -115,6 +115,6 @@ def rows_alt(view: RowsView) -> str:
             f"at most in the normal range, and {found.saturated} saturated."
         )
     return (
-        f"{sizes(view.stored)} read as {view.format} hold magnitudes from {number(least)} to "
-        f"{number(most)}: {marks}.{error}"
+        f"{sizes(view.stored)} read as {view.format} hold magnitudes from {exact(least)} to "
+        f"{exact(most)}: {marks}.{error}"
     )
