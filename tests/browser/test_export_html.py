@@ -3,55 +3,17 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
 from mlalab.viz.export import trace_html
+from tests.browser.chrome import CONTRAST, watched
 from tests.viz.samples import steps
 
 pytestmark = pytest.mark.browser
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-]
-CONTRAST = """
-() => {
-  const lum = (c) => c.map((v) => v / 255)
-    .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
-  const ground = (node) => {
-    for (let n = node; n; n = n.parentElement) {
-      const c = rgb(getComputedStyle(n).backgroundColor);
-      if (c.length < 4 || c[3] > 0) return c.slice(0, 3);
-    }
-    return [255, 255, 255];
-  };
-  const texts = [...document.querySelectorAll(".mlalab *")].filter((n) =>
-    !n.disabled && !n.closest("svg, [hidden]")
-    && [...n.childNodes].some((c) => c.nodeType === 3 && c.textContent.trim()));
-  return texts.map((n) => {
-    const [a, b] = [rgb(getComputedStyle(n).color).slice(0, 3), ground(n)].map(lum);
-    return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), n.tagName + "." + n.className];
-  });
-}
-"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on the PATH: install Debian's package `chromium`")
-    with api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+LEVELS = ("debug", "info", "log", "warning", "error")
 
 
 @pytest.fixture(scope="module")
@@ -67,17 +29,11 @@ def page(browser, file, request) -> Iterator[object]:
     scheme = getattr(request, "param", "light")
     context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 860})
     page = context.new_page()
-    requests: list[str] = []
-    complaints: list[str] = []
-    page.on("request", lambda r: requests.append(r.url))
-    page.on("console", lambda m: complaints.append(m.text))
-    page.on("pageerror", lambda e: complaints.append(str(e)))
-    page.goto(file.as_uri())
-    page.wait_for_selector(".picture .n")
-    yield page
+    with watched(page, allowed={"file", "data", "blob"}, level=LEVELS):
+        page.goto(file.as_uri())
+        page.wait_for_selector(".picture .n")
+        yield page
     context.close()
-    assert {urlsplit(url).scheme for url in requests} <= {"file", "data", "blob"}
-    assert complaints == []
 
 
 def title(page) -> str:
@@ -188,7 +144,7 @@ def test_every_node_can_be_shown(page):
 def test_contrast(page, step):
     page.locator(".chip").nth(step).click()
     page.locator(".picture .n").first.click()
-    measured = page.evaluate(CONTRAST)
+    measured = page.evaluate(CONTRAST, ".mlalab *")
     assert len(measured) > 50
     assert [pair for pair in measured if pair[0] < 4.5] == []
 

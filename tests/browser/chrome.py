@@ -1,0 +1,66 @@
+"""Chromium for every browser test: how it is started, what it may ask for, what is read from it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+]
+CONTRAST = """
+(selector) => {
+  const lum = (c) => c.map((v) => v / 255)
+    .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+  const ground = (node) => {
+    for (let n = node; n; n = n.parentElement) {
+      const c = rgb(getComputedStyle(n).backgroundColor);
+      if (c.length < 4 || c[3] > 0) return c.slice(0, 3);
+    }
+    return [255, 255, 255];
+  };
+  const texts = [...document.querySelectorAll(selector)].filter((n) =>
+    !n.disabled && !n.closest("svg, [hidden]")
+    && [...n.childNodes].some((c) => c.nodeType === 3 && c.textContent.trim()));
+  return texts.map((n) => {
+    const [a, b] = [rgb(getComputedStyle(n).color).slice(0, 3), ground(n)].map(lum);
+    return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), n.tagName + "." + n.className];
+  });
+}
+"""
+"""Selector → contrast and name of every text there, from the colours the browser computed."""
+
+
+@contextmanager
+def watched(page: Any, *, allowed: set[str], level: tuple[str, ...]) -> Iterator[None]:
+    """Fail on any request outside `allowed` and on any console message of one of the levels.
+
+    Args:
+        allowed: schemes such as `data`, and `host:port` of servers.
+        level: console message types that are not accepted; what a page throws never is.
+    """
+    requests: list[str] = []
+    complaints: list[str] = []
+    listeners = {
+        "request": lambda r: requests.append(r.url),
+        "console": lambda m: complaints.append(m.text) if m.type in level else None,
+        "pageerror": lambda e: complaints.append(str(e)),
+        "websocket": lambda s: requests.append(s.url),
+    }
+    for event, listener in listeners.items():
+        page.on(event, listener)
+    yield
+    for event, listener in listeners.items():
+        page.remove_listener(event, listener)
+    parts = [(url, urlsplit(url)) for url in requests]
+    assert [url for url, x in parts if (x.netloc or x.scheme) not in allowed] == []
+    assert complaints == [], complaints

@@ -1,0 +1,48 @@
+"""One Chromium and one JupyterLab for all browser tests of a process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.browser.chrome import CHROMIUM, FLAGS, watched
+from tests.browser.lab import Lab, serving
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, driven by Playwright; a test that wants it is skipped where either is missing."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no chromium on the PATH: install Debian's package `chromium`")
+    with api.sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+
+
+@pytest.fixture(scope="session")
+def running_lab(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A JupyterLab with a page that shows it; it takes three seconds to start."""
+    with serving(tmp_path_factory.mktemp("lab")) as (url, token, folder):
+        context = browser.new_context(viewport={"width": 1400, "height": 1000})
+        page = context.new_page()
+        with watched(page, allowed=allowed(url), level=("error",)):
+            page.goto(f"{url}/lab?reset&token={token}")
+            page.wait_for_selector("#jp-main-dock-panel")
+            page.wait_for_function("window.jupyterapp?.shell")
+        yield Lab(url, folder, page)
+        context.close()
+
+
+@pytest.fixture
+def lab(running_lab: Lab) -> Iterator[Lab]:
+    """The same page for every test; fails the test on a request that leaves, or an error."""
+    with watched(running_lab.page, allowed=allowed(running_lab.url), level=("error",)):
+        yield running_lab
+        running_lab.theme("JupyterLab Light")
+
+
+def allowed(url: str) -> set[str]:
+    return {urlsplit(url).netloc, "data", "blob"}
