@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -13,10 +12,10 @@ import pytest
 
 from mlalab.fp8 import FORMATS
 from mlalab.viz.bits_widget import format_rows
-from tests.browser.test_export_html import CONTRAST, FLAGS
+from tests.browser.chrome import CONTRAST, watched
 
 pytestmark = pytest.mark.browser
-CHROMIUM = shutil.which("chromium")
+LEVELS = ("debug", "info", "log", "warning", "error")
 STATIC = files("mlalab.viz") / "static"
 MODEL = """
 const state = STATE;
@@ -37,15 +36,6 @@ document.addEventListener("keydown", (event) => globalThis.leaked.push(event.key
 globalThis.bits = { decode, kindOf, neighbours };
 render({ model: globalThis.model, el: document.getElementById("here") });
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on the PATH: install Debian's package `chromium`")
-    with api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
 
 
 @pytest.fixture(scope="module")
@@ -78,19 +68,13 @@ def page(browser, file, request) -> Iterator[object]:
     system = "light" if theme == "dark" else "dark"
     context = browser.new_context(color_scheme=system, viewport={"width": 860, "height": 620})
     page = context.new_page()
-    requests: list[str] = []
-    complaints: list[str] = []
-    page.on("request", lambda r: requests.append(r.url))
-    page.on("console", lambda m: complaints.append(m.text))
-    page.on("pageerror", lambda e: complaints.append(str(e)))
-    page.goto(file.as_uri())
-    page.wait_for_selector(".mlalab-bits tbody tr")
-    light = json.dumps(str(theme == "light").lower())
-    page.evaluate(f"document.body.dataset.jpThemeLight = {light}")
-    yield page
+    with watched(page, allowed={"file"}, level=LEVELS):
+        page.goto(file.as_uri())
+        page.wait_for_selector(".mlalab-bits tbody tr")
+        light = json.dumps(str(theme == "light").lower())
+        page.evaluate(f"document.body.dataset.jpThemeLight = {light}")
+        yield page
     context.close()
-    assert requests == [file.as_uri()]
-    assert complaints == []
 
 
 def trait(page, name: str) -> object:
@@ -138,6 +122,8 @@ def test_keys_move_and_flip_and_stay_inside(page):
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "below"
     assert page.evaluate("leaked") == []
+    page.keyboard.press("Control+b")
+    assert page.evaluate("leaked") == ["Control", "b"]
 
 
 def test_the_format_picker(page):
@@ -198,7 +184,7 @@ def test_the_script_reads_every_byte_as_python_does(page):
 def test_contrast(page):
     for byte in (0x38, 0x80, 0x7F):
         page.evaluate(f"model.set('byte', {byte})")
-        measured = page.evaluate(CONTRAST.replace(".mlalab *", ".mlalab-bits *"))
+        measured = page.evaluate(CONTRAST, ".mlalab-bits *")
         assert len(measured) > 25
         assert [pair for pair in measured if pair[0] < 4.5] == []
 

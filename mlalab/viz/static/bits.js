@@ -192,8 +192,10 @@ function render({ model, el }) {
     find(where).addEventListener("click", (event) =>
       set("byte", Number(event.currentTarget.dataset.byte)));
   }
-  // A notebook has keys of its own for letters and arrows.
-  root.addEventListener("keydown", (event) => event.stopPropagation());
+  // A notebook has letters and arrows of its own; with Ctrl they are Lab's, and stay so.
+  root.addEventListener("keydown", (event) => {
+    if (!event.ctrlKey && !event.metaKey) event.stopPropagation();
+  });
 
   const draw = () => {
     const byte = model.get("byte");
