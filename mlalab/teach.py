@@ -81,7 +81,7 @@ def same_as(
 
     def judge(attempt: Any) -> str | None:
         if not callable(attempt):
-            return f"A function is expected here, and this is a {type(attempt).__name__}."
+            return f"A function is expected here, and this is {_kind(attempt)}."
         for make in cases:
             torch.manual_seed(0)
             case = make()
@@ -163,7 +163,9 @@ def _differs(what: str, want: Any, got: Any, *, rtol: float, atol: float) -> str
     if _kind(want) != _kind(got):
         return f"{what} should be {_kind(want)}, and is {_kind(got)}."
     if not isinstance(want, Tensor):
-        return None if want == got else f"{what} should be {want!r}, and is {got!r}."
+        # NaN is the one value that does not equal itself.
+        same = want == got or (want != want and got != got)
+        return None if same else f"{what} should be {want!r}, and is {got!r}."
     wrong = ~torch.isclose(got.double(), want.double(), rtol=rtol, atol=atol, equal_nan=True)
     if not wrong.any():
         return None
@@ -179,4 +181,5 @@ def _kind(value: Any) -> str:
         return "nothing (None)"
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor {list(value.shape)}"
-    return f"a {type(value).__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

@@ -40,7 +40,7 @@ def test_right_answers_pass():
     [
         (lambda x: ..., "blank"),
         (lambda x: None, "2 values"),
-        (lambda x: (x * 2.0, 0.0), "[1] should be a int, and is a float"),
+        (lambda x: (x * 2.0, 0.0), "[1] should be an int, and is a float"),
         (lambda x: ((x * 2).double(), len(x)), "float64 tensor [0, 3]"),
         (lambda x: (torch.empty(x.shape), len(x)), "With 5 rows: the result [0] differs in 15"),
         (lambda x: (x.mul_(2), len(x)), "the argument x, afterwards,"),
