@@ -86,7 +86,7 @@ def _step_row(step: StepRecord) -> tuple[str, ...]:
 
 
 def table(rows: Sequence[Sequence[str]], left: int) -> str:
-    """Aligned columns, the first `left` of them to the left, under a rule."""
+    """Rows of cells as aligned columns, the first `left` of them to the left, under a rule."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(

@@ -181,7 +181,7 @@ def _node(
 ) -> NodeRecord:
     name, target, inputs, shape, view, writes = _LINE.fullmatch(line).groups()
     read = tuple(known[n] for n in filter(None, inputs.split(", ")))
-    roots = {node.name: node.alias_of or node.name for node in before}
+    roots = {x.name: x.alias_of or (x.name if x.shape else None) for x in before}
     return NodeRecord(
         name=name + end,
         op="call_function",
@@ -189,7 +189,7 @@ def _node(
         text=f"{name}{end} = {target}({', '.join(read)})",
         inputs=read,
         users=1,
-        alias_of=roots[read[0]] if view and not name.startswith("getitem_3") else None,
+        alias_of=roots[read[0]] if view else None,
         mutates=tuple(known[n] for n in (writes or "").split()),
         source=f"mla.py:{len(before)}, {name} = ...",
         layer=layer,
