@@ -6,7 +6,6 @@ without the graphs to run. Nothing in this module needs a notebook; `show` lives
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,18 +14,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mlalab import __version__
 from mlalab.errors import TraceError
-from mlalab.records import (
-    CheckRecord,
-    MatchRecord,
-    NodeRecord,
-    Refusal,
-    StepRecord,
-    StepStatus,
-    TensorDiff,
-)
+from mlalab.records import CheckRecord, StepRecord, StepStatus
+from mlalab.trace_files import step_of, write_whole
 
 if TYPE_CHECKING:
+    from mlalab.viz.cost import Measured
     from mlalab.viz.show import Figure
+    from mlalab.viz.stepper import Stepper
 
 FORMAT = "mlalab-trace-2"
 _NOT_RUN = {
@@ -112,6 +106,21 @@ class Trace:
 
         return op_delta(self.before(name), self[name])
 
+    def cost(self, measured: Measured | None = None) -> str:
+        """Return modelled launches and bytes of every step; see `mlalab.viz.cost` for the model.
+
+        `measured` adds the sum of each step's times, in microseconds.
+        """
+        from mlalab.viz.cost import cost_table
+
+        return cost_table(self.steps, measured)
+
+    def widget(self, measured: Measured | None = None) -> Stepper:
+        """Return the widget that steps; `measured` holds times of nodes to shade them by."""
+        from mlalab.viz.stepper import Stepper
+
+        return Stepper(self, measured)
+
     def figure(self, name: str | None = None) -> Figure:
         """Return the picture of the step called `name`, before and after; of all steps together."""
         from mlalab.viz.show import before_after_figure, trace_figure
@@ -162,11 +171,14 @@ class Trace:
             return f"{name} left nothing out: it matched {len(step.matches)} place(s)."
         return f"{name} found nothing to match: the graph calls none of the ops it starts from."
 
-    def to_html(self, path: str | Path | None = None) -> str:
-        """Return the trace as one self-contained page that steps; write it to `path` if given."""
+    def to_html(self, path: str | Path | None = None, measured: Measured | None = None) -> str:
+        """Return the trace as one self-contained page that steps; write it to `path` if given.
+
+        `measured` holds times of nodes to shade them by.
+        """
         from mlalab.viz.export import trace_html
 
-        page = trace_html(self.title, self.steps, self.meta)
+        page = trace_html(self.title, self.steps, self.meta, measured)
         if path is not None:
             write_whole(Path(path), page)
         return page
@@ -196,7 +208,7 @@ class Trace:
                 raise TraceError(
                     f"{path} has format {document['format']!r}; this mlalab reads {FORMAT!r}."
                 )
-            steps = [_step(step) for step in document["steps"]]
+            steps = [step_of(step) for step in document["steps"]]
             return cls(document["title"], steps, document["meta"], None, document["skipped"])
         except OSError as error:
             raise TraceError(f"Cannot read {path}: {error.strerror}.") from error
@@ -205,37 +217,3 @@ class Trace:
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         return self.figure()._repr_mimebundle_()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a whole file or none: a full disk must not leave half a trace behind.
-
-    Raises:
-        TraceError: it cannot be written.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise TraceError(f"Cannot write {path}: {error.strerror}.") from error
-
-
-def tuples(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn the lists that JSON made of tuples back."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
-
-
-def _step(record: Mapping[str, Any]) -> StepRecord:
-    check = record["check"]
-    return StepRecord(
-        **{
-            **tuples(record),
-            "nodes": tuple(NodeRecord(**tuples(n)) for n in record["nodes"]),
-            "matches": tuple(MatchRecord(**tuples(m)) for m in record["matches"]),
-            "refusals": tuple(Refusal(**r) for r in record["refusals"]),
-            "check": check and CheckRecord(diffs=tuple(TensorDiff(**d) for d in check["diffs"])),
-        }
-    )

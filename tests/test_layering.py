@@ -27,6 +27,7 @@ FORBIDDEN = [
 # Each costs between 0.1 and 2 s, or is a development dependency; loaded on first use.
 HEAVY = (
     "IPython",
+    "anywidget",
     "ipywidgets",
     "matplotlib.pyplot",
     "torch._inductor.pattern_matcher",

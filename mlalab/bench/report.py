@@ -18,7 +18,7 @@ from mlalab import __version__
 from mlalab.bench import timing
 from mlalab.bench.cells import DIFFERING_LIMIT, CellResult
 from mlalab.bench.contenders import CONTENDERS
-from mlalab.traces import write_whole
+from mlalab.trace_files import write_whole
 
 FORMAT = "mlalab-bench-1"
 _TIMED = (*CONTENDERS, "copy")

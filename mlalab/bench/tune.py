@@ -24,7 +24,7 @@ from mlalab.bench.parity import compare
 from mlalab.bench.report import machine
 from mlalab.bench.run import layers_past
 from mlalab.errors import ConfigError
-from mlalab.traces import write_whole
+from mlalab.trace_files import write_whole
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 HEADS = (16, 64, 128)

@@ -22,7 +22,7 @@ from mlalab.errors import TraceError
 from mlalab.passes.driver import PassDriver, PassOutcome
 from mlalab.passes.fingerprint import fingerprint
 from mlalab.records import MatchRecord, Refusal
-from mlalab.traces import tuples, write_whole
+from mlalab.trace_files import tuples, write_whole
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

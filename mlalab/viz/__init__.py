@@ -12,16 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlalab.viz.alt import before_after_alt, step_alt
+    from mlalab.viz.cost import Measured, cost_table
     from mlalab.viz.export import trace_html
     from mlalab.viz.show import Figure, before_after_figure, figure_html, step_figure, trace_figure
+    from mlalab.viz.stepper import Stepper
     from mlalab.viz.svg import before_after_svg, step_svg
     from mlalab.viz.text import op_delta, step_table, why_text
 
 __all__ = [
     "Figure",
+    "Measured",
+    "Stepper",
     "before_after_alt",
     "before_after_figure",
     "before_after_svg",
+    "cost_table",
     "figure_html",
     "op_delta",
     "step_alt",
@@ -35,9 +40,12 @@ __all__ = [
 
 _HOME = {
     "Figure": "show",
+    "Measured": "cost",
+    "Stepper": "stepper",
     "before_after_alt": "alt",
     "before_after_figure": "show",
     "before_after_svg": "svg",
+    "cost_table": "cost",
     "figure_html": "show",
     "op_delta": "text",
     "step_alt": "alt",

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from mlalab.records import CheckRecord, MatchRecord, Refusal, StepRecord
+from mlalab.viz.cost import MODELLED, step_cost
 from mlalab.viz.text import delta_rows, distinct
 
 _SIGNS = {"ok": "✓", "differs": "≠", "FAILED": "✗"}
@@ -23,13 +24,11 @@ def facts_html(step: StepRecord, before: StepRecord | None) -> str:
         whys = "".join(_why(refusal, count) for refusal, count in distinct(step.refusals))
         parts.append(_section("Why it did not match", whys))
     if step.matches:
-        items = "".join(_match(match) for match in step.matches)
+        items = "".join(_match(alike) for alike in _alike(step.matches))
         parts.append(_section("Matches", f"<ul>{items}</ul>"))
     if before is not None and len(rows := delta_rows(before, step)) > 1:
-        cells = [
-            (op, str(old), str(new), f"{new - old:+d}".replace("-", "−")) for op, old, new in rows
-        ]
-        parts.append(_section("Ops", _table(("op", "before", "after", "delta"), cells)))
+        parts.append(_section("Ops", _deltas("op", rows)))
+    parts.append(_section("Cost, modelled", _cost(step, before)))
     return "".join(parts)
 
 
@@ -73,11 +72,47 @@ def _check(check: CheckRecord) -> str:
     return _table(("value", "bits", "max abs", "differ"), rows, bad)
 
 
-def _match(match: MatchRecord) -> str:
-    names = escape(" ".join((*match.matched, *match.created)))
+def _cost(step: StepRecord, before: StepRecord | None) -> str:
+    """Launches and bytes beside those of the step before, which the first step lacks."""
+    now = step_cost(step)
+    last = now if before is None else step_cost(before)
+    rows = [("launches", last.launches, now.launches), ("bytes moved", last.bytes, now.bytes)]
+    if before is None:
+        body = _table(("cost", "now"), [(name, f"{new:,}") for name, _, new in rows])
+    else:
+        body = _deltas("cost", rows)
+    missing = f" {now.unsized} nodes of symbolic size are not in the bytes." if now.unsized else ""
+    return f'{body}<p class="hint">{MODELLED}.{missing}</p>'
+
+
+def _deltas(head: str, rows: Iterable[tuple[str, int, int]]) -> str:
+    """A table of counts before and after, and by how much they differ."""
+    cells = [
+        (name, f"{old:,}", f"{new:,}", f"{new - old:+,}".replace("-", "−"))
+        for name, old, new in rows
+    ]
+    return _table((head, "before", "after", "delta"), cells)
+
+
+def _alike(matches: Iterable[MatchRecord]) -> Iterable[Sequence[MatchRecord]]:
+    """Matches of one variant with as many nodes: 61 layers are one line, not 61."""
+    groups: dict[tuple[str, int, int], list[MatchRecord]] = {}
+    for match in matches:
+        key = (match.variant, len(match.matched), len(match.created))
+        groups.setdefault(key, []).append(match)
+    return groups.values()
+
+
+def _match(alike: Sequence[MatchRecord]) -> str:
+    first, last = alike[0], alike[-1]
+    names = escape(" ".join(name for m in alike for name in (*m.matched, *m.created)))
+    plural = "" if len(first.matched) == 1 else "s"
+    where = f"in {first.layer}"
+    if len(alike) > 1:
+        where = f"in {len(alike)} places, {first.layer} to {last.layer}"
     return (
-        f'<li><button type="button" data-light="{names}">{len(match.matched)} nodes → '
-        f"{len(match.created)}</button> in {escape(match.layer)} ({escape(match.variant)})</li>"
+        f'<li><button type="button" data-light="{names}">{len(first.matched)} node{plural} → '
+        f"{len(first.created)}</button> {escape(where)} ({escape(first.variant)})</li>"
     )
 
 

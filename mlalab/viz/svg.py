@@ -32,9 +32,9 @@ def step_svg(step: StepRecord, before: StepRecord | None = None, *, show: Show =
     return _document([draw_panel(view, tooltips=True)], heads, [view], step_alt(step, before))
 
 
-def bare_step_svg(step: StepRecord, before: StepRecord | None, show: Show) -> str:
-    """The same picture without card, heading, style sheet and tooltips: a page has its own."""
-    panel = draw_panel(fold(overlay(step, before), show), tooltips=False)
+def bare_svg(view: View) -> str:
+    """A graph without card, heading, style sheet and tooltips: the stepper has its own."""
+    panel = draw_panel(view, tooltips=False)
     width, height = panel.width + 2 * _MARGIN, panel.height + 2 * _MARGIN
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="mg" viewBox="0 0 {width} {height}" '

@@ -17,22 +17,32 @@ FLAGS = [
 ]
 CONTRAST = """
 (selector) => {
+  const pen = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  // The browser itself turns any notation of a colour into bytes, and blends what is translucent.
+  const painted = (colours) => {
+    pen.clearRect(0, 0, 1, 1);
+    for (const colour of ["white", ...colours]) {
+      pen.fillStyle = colour;
+      pen.fillRect(0, 0, 1, 1);
+    }
+    return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
   const lum = (c) => c.map((v) => v / 255)
     .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
     .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
-  const ground = (node) => {
+  const grounds = (node) => {
+    const found = [];
     for (let n = node; n; n = n.parentElement) {
-      const c = rgb(getComputedStyle(n).backgroundColor);
-      if (c.length < 4 || c[3] > 0) return c.slice(0, 3);
+      found.unshift(getComputedStyle(n).backgroundColor);
     }
-    return [255, 255, 255];
+    return found;
   };
   const texts = [...document.querySelectorAll(selector)].filter((n) =>
     !n.disabled && !n.closest("svg, [hidden]")
     && [...n.childNodes].some((c) => c.nodeType === 3 && c.textContent.trim()));
   return texts.map((n) => {
-    const [a, b] = [rgb(getComputedStyle(n).color).slice(0, 3), ground(n)].map(lum);
+    const below = grounds(n);
+    const [a, b] = [[...below, getComputedStyle(n).color], below].map((c) => lum(painted(c)));
     return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), n.tagName + "." + n.className];
   });
 }

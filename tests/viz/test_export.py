@@ -10,7 +10,8 @@ import zlib
 from dataclasses import replace
 from html.parser import HTMLParser
 
-from mlalab.viz.export import trace_data, trace_html
+from mlalab.viz.export import trace_html
+from mlalab.viz.page_data import trace_data
 from tests.viz.samples import steps
 
 HOSTILE = "</script><script>alert('\"&')</script><!--"
@@ -51,7 +52,7 @@ def test_the_page_holds_every_step_once():
 
 def test_lines_are_the_graph_with_what_was_erased():
     data = trace_data("tiny", steps(), {})
-    names = {data["nodes"][number][0]: state for number, state in data["steps"][1]["lines"]}
+    names = {data["nodes"][number][0]: state for number, state, _ in data["steps"][1]["lines"]}
     assert names["fused"] == "c"
     assert names["mul"] == "d"
     assert names["copy"] == "r"

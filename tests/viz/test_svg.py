@@ -15,7 +15,7 @@ from mlalab.viz.boxes import input_name, label
 from mlalab.viz.folding import fold
 from mlalab.viz.measure import elide, text_width, wrap
 from mlalab.viz.overlay import overlay
-from mlalab.viz.svg import bare_step_svg, before_after_svg, legend_svg, step_svg
+from mlalab.viz.svg import bare_svg, before_after_svg, legend_svg, step_svg
 from tests.viz.samples import steps
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -56,7 +56,7 @@ def test_every_picture_is_well_formed_and_self_contained(show, layers):
     pictures = [step_svg(trace[0], show=show)]
     for before, after in pairwise(trace):
         pictures += [step_svg(after, before, show=show), before_after_svg(before, after)]
-        pictures.append(bare_step_svg(after, before, show))
+        pictures.append(bare_svg(fold(overlay(after, before), show)))
     for svg in [*pictures, legend_svg()]:
         parsed(svg)
         assert re.findall(r"https?://[^\"]+", svg) == ["http://www.w3.org/2000/svg"]

@@ -1,0 +1,53 @@
+"""Reading and writing records: whole files or none, and JSON back into tuples."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlalab.errors import TraceError
+from mlalab.records import (
+    CheckRecord,
+    MatchRecord,
+    NodeRecord,
+    Refusal,
+    StepRecord,
+    TensorDiff,
+)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a whole file or none: a full disk must not leave half a trace behind.
+
+    Raises:
+        TraceError: it cannot be written.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise TraceError(f"Cannot write {path}: {error.strerror}.") from error
+
+
+def tuples(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn the lists that JSON made of tuples back."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+
+
+def step_of(record: Mapping[str, Any]) -> StepRecord:
+    """Return the step that `dataclasses.asdict` and JSON made `record` of."""
+    check = record["check"]
+    return StepRecord(
+        **{
+            **tuples(record),
+            "nodes": tuple(NodeRecord(**tuples(n)) for n in record["nodes"]),
+            "matches": tuple(MatchRecord(**tuples(m)) for m in record["matches"]),
+            "refusals": tuple(Refusal(**r) for r in record["refusals"]),
+            "check": check and CheckRecord(diffs=tuple(TensorDiff(**d) for d in check["diffs"])),
+        }
+    )
