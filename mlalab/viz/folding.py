@@ -82,8 +82,15 @@ def fold(graph: Overlay, show: Show = "changes") -> View:
 
 
 def focus(view: View, names: set[str]) -> View:
-    """The part of a view with the named nodes and their neighbours; all of it if it has none."""
-    centre = {node.key for node in view.nodes if node.key in names}
+    """The part of a view with the named nodes and their neighbours; all of it if it has none.
+
+    A box of layers that holds one of them stays as well.
+    """
+    centre = {
+        node.key
+        for node in view.nodes
+        if node.key in names or (node.layers and names.intersection(node.layers.members))
+    }
     if not centre:
         return view
     near = [edge for edge in view.edges if edge.source in centre or edge.target in centre]

@@ -151,3 +151,12 @@ def test_topological_order_is_stable_and_survives_a_cycle():
     assert topological("cab", [("a", "b")]) == ["c", "a", "b"]
     assert topological("bac", [("a", "b")]) == ["a", "b", "c"]
     assert sorted(topological("abc", [("a", "b"), ("b", "a"), ("b", "c")])) == ["a", "b", "c"]
+
+
+def test_focus_keeps_a_box_of_layers_that_the_step_touched():
+    captured, fused, *_ = steps(3)
+    for side in (before_side(captured, fused), after_side(captured, fused)):
+        view = focus(fold(side), {*fused.created, *fused.erased, *fused.rewired})
+        assert [box.layers.layers for box in view.nodes if box.layers] == [
+            (LAYER.format(1), LAYER.format(2))
+        ]
