@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from mlalab.viz.cost import Measured
+from mlalab.viz.export import trace_html
 from tests.browser.chrome import CHROMIUM, FLAGS, watched
 from tests.browser.lab import Lab, serving
+from tests.viz.samples import steps
+
+LEVELS = ("debug", "info", "log", "warning", "error")
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +52,25 @@ def lab(running_lab: Lab) -> Iterator[Lab]:
 
 def allowed(url: str) -> set[str]:
     return {urlsplit(url).netloc, "data", "blob"}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "trace.html"
+    measured = Measured(us={"aot": {"mm": 12.5, "mul": 0.5}}, device="H200", date="2026-10-01")
+    html = trace_html("tiny MLA", steps(3), {"device": "cpu"}, measured)
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def page(browser, file, request) -> Iterator[object]:
+    """The page, opened from disk; fails the test on any request, error or warning."""
+    scheme = getattr(request, "param", "light")
+    context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 860})
+    page = context.new_page()
+    with watched(page, allowed={"file", "data", "blob"}, level=LEVELS):
+        page.goto(file.as_uri())
+        page.wait_for_selector(".picture .n")
+        yield page
+    context.close()

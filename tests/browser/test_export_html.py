@@ -3,37 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from mlalab.viz.export import trace_html
-from tests.browser.chrome import CONTRAST, watched
-from tests.viz.samples import steps
+from tests.browser.chrome import CONTRAST
 
 pytestmark = pytest.mark.browser
-LEVELS = ("debug", "info", "log", "warning", "error")
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("export") / "trace.html"
-    path.write_text(trace_html("tiny MLA", steps(3), {"device": "cpu"}), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def page(browser, file, request) -> Iterator[object]:
-    """The page, opened from disk; fails the test on any request, error or warning."""
-    scheme = getattr(request, "param", "light")
-    context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 860})
-    page = context.new_page()
-    with watched(page, allowed={"file", "data", "blob"}, level=LEVELS):
-        page.goto(file.as_uri())
-        page.wait_for_selector(".picture .n")
-        yield page
-    context.close()
 
 
 def title(page) -> str:
