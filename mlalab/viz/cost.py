@@ -7,7 +7,8 @@ fuses what the graph keeps apart, and caches keep what a node reads again.
 
 Of a composite or custom op this sees the tensors in its call and its results. Caches and weights
 that an op reaches by its layer's name are not in the graph and not counted, neither here nor in an
-op that a pass puts in its place.
+op that a pass puts in its place. Work that a pass lifts out of such an op counts from then on, so a
+step that only makes it visible seems to add some.
 """
 
 from __future__ import annotations

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from mlalab.viz.export import trace_html
 from tests.browser.chrome import CONTRAST
+from tests.viz.samples import steps
 
 pytestmark = pytest.mark.browser
 # From the key until the browser has drawn: a message is delivered after the frame's paint.
@@ -146,3 +148,26 @@ def test_a_step_is_quick(page):
     """Generous, as the machine may be busy; it takes 20 to 60 ms."""
     times = [page.evaluate(STEP_MS, key) for key in ("ArrowRight", "ArrowLeft") * 3]
     assert min(times) < 100
+
+
+IN_VIEW = """
+(name) => {
+  const rect = (selector) => document.querySelector(selector).getBoundingClientRect();
+  const line = rect(`.code [data-n="${name}"]`);
+  return line.y >= rect(".details").bottom - 1 && line.bottom <= rect("aside").bottom + 1;
+}
+"""
+
+
+def test_sixty_one_layers_step_and_find_a_line(browser, tmp_path):
+    path = tmp_path / "many.html"
+    path.write_text(trace_html("many", steps(61), {}), encoding="utf-8")
+    page = browser.new_page(viewport={"width": 1280, "height": 860})
+    page.goto(path.as_uri())
+    assert page.locator(".all").is_disabled()
+    times = [page.evaluate(STEP_MS, key) for key in ("ArrowRight", "ArrowLeft") * 3]
+    assert min(times) < 400  # 40 to 100 ms on a machine with nothing else to do
+    page.locator('.picture [data-n="output"]').click()
+    page.wait_for_function(IN_VIEW, arg="output")  # among the last of two thousand lines
+    assert page.evaluate("scrollY") == 0
+    page.close()

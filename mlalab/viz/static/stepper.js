@@ -57,7 +57,7 @@ export function mount(root, trace) {
     chosen = names.length === 1 ? names[0] : "";
     mark("chosen", names);
     point(null);
-    if (names.length) named(names[0]).forEach(reveal);
+    if (names.length) named(names[0]).forEach((node) => reveal(node));
     const known = trace.nodes.some(([name]) => name === chosen);
     root.dispatchEvent(new CustomEvent("mlalab:choose", { detail: known ? chosen : "" }));
   }

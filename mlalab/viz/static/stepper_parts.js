@@ -105,12 +105,17 @@ function centre(box, item) {
   box.scrollBy(b.x + b.width / 2 - a.x - a.width / 2, b.y + b.height / 2 - a.y - a.height / 2);
 }
 
-/** Bring an item into view within its own box: the page or notebook around stays where it is. */
-function reveal(item) {
+/**
+ * Bring an item into view within its own box: the page or notebook around stays where it is.
+ * For some frames, as lines that come into view only now may be higher than was expected.
+ */
+function reveal(item, frames = 4) {
   const box = item.closest("figure, aside");
+  if (!box || !item.getClientRects().length) return;
   const [a, b] = [box, item].map((node) => node.getBoundingClientRect());
   const top = a.y + (box.querySelector(".details")?.offsetHeight ?? 0);
   if (b.y < top || b.bottom > a.bottom || b.x < a.x || b.right > a.right) centre(box, item);
+  if (frames) requestAnimationFrame(() => reveal(item, frames - 1));
 }
 
 /** Everything known of one node; `values` are pairs of what a shade calls it and what it is. */
