@@ -42,8 +42,10 @@ class Cost:
 
     def __str__(self) -> str:
         plural = "" if self.launches == 1 else "es"
-        least = "at least " if self.unsized else ""
-        return f"{self.launches} launch{plural}, {least}{bytes_text(self.bytes)}"
+        moved = bytes_text(self.bytes)
+        if self.unsized:
+            moved = f"at least {moved}" if self.bytes else "bytes symbolic"
+        return f"{self.launches} launch{plural}, {moved}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +116,8 @@ def cost_table(steps: Sequence[StepRecord], measured: Measured | None = None) ->
         ["step", *(step.name for step in steps)],
         ["launches", *(f"{count:,}" for count in launches)],
         ["change", *_changes(launches)],
-        ["bytes moved", *(f"{'>= ' if c.unsized else ''}{c.bytes:,}" for c in costs)],
-        ["change", *_changes(moved)],
+        ["bytes moved", *map(_moved_text, costs)],
+        ["change", *_changes(moved, [cost.unsized for cost in costs])],
     ]
     notes = [MODELLED]
     if measured is not None:
@@ -125,10 +127,18 @@ def cost_table(steps: Sequence[StepRecord], measured: Measured | None = None) ->
     return "\n".join([table(list(zip(*columns, strict=True)), 1), *notes])
 
 
-def _changes(counts: Sequence[int]) -> list[str]:
-    """How much each differs from the one before; the first has none."""
+def _changes(counts: Sequence[int], unsized: Sequence[int] = ()) -> list[str]:
+    """How much each differs from the one before; the first has none, nor has a lower bound."""
+    if any(unsized):
+        return ["-" for _ in counts]
     differences = [now - last for last, now in pairwise(counts)]
     return [*("-" for _ in counts[:1]), *(f"{d:+,}" if d else "0" for d in differences)]
+
+
+def _moved_text(cost: Cost) -> str:
+    if not cost.unsized:
+        return f"{cost.bytes:,}"
+    return f">= {cost.bytes:,}" if cost.bytes else "symbolic"
 
 
 def bytes_text(count: float) -> str:

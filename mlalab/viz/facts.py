@@ -76,12 +76,14 @@ def _cost(step: StepRecord, before: StepRecord | None) -> str:
     """Launches and bytes beside those of the step before, which the first step lacks."""
     now = step_cost(step)
     last = now if before is None else step_cost(before)
-    rows = [("launches", last.launches, now.launches), ("bytes moved", last.bytes, now.bytes)]
+    rows = [("launches", last.launches, now.launches)]
+    if not (now.unsized or last.unsized):
+        rows.append(("bytes moved", last.bytes, now.bytes))
     if before is None:
         body = _table(("cost", "now"), [(name, f"{new:,}") for name, _, new in rows])
     else:
         body = _deltas("cost", rows)
-    missing = f" {now.unsized} nodes of symbolic size are not in the bytes." if now.unsized else ""
+    missing = f" {now.unsized} of its nodes have symbolic sizes." if now.unsized else ""
     return f'{body}<p class="hint">{MODELLED}.{missing}</p>'
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -55,26 +55,27 @@ def trace_data(
     measured: Measured | None = None,
 ) -> dict[str, Any]:
     """What `mount` in stepper.js draws; equal nodes and equal pictures are stored once."""
-    pool = _Pool(steps, shades(steps, measured))
-    drawn = [pool.step(number) for number in range(len(steps))]
+    drawing = _Drawing(steps, shades(steps, measured))
+    drawn = [drawing.step(number) for number in range(len(steps))]
     return {
         "title": title,
         "meta": list(meta.items()),
         "steps": drawn,
-        "nodes": [_node(record) for record in pool.nodes],
-        "pictures": list(pool.pictures),
+        "nodes": [_node(record) for record in drawing.nodes],
+        "pictures": list(drawing.pictures),
         "legend": legend_svg(),
-        "shades": [[s.name, s.field, s.unit, s.bounds, s.levels] for s in pool.shades],
+        "shades": [[s.name, s.field, s.unit, s.bounds, s.levels] for s in drawing.shades],
     }
 
 
-class _Pool:
-    """The steps of a trace with the values that they share, each of those with its number."""
+class _Drawing:
+    """The steps of a trace, with the nodes and pictures that they share numbered."""
 
     def __init__(self, steps: Sequence[StepRecord], shades: Sequence[Shade]) -> None:
         self.steps, self.shades = steps, shades
         self.nodes: dict[NodeRecord, int] = {}
         self.pictures: dict[str, int] = {}
+        self.whole = max((len(step.nodes) for step in steps), default=0) <= MOST_DRAWN
 
     def step(self, number: int) -> dict[str, Any]:
         step = self.steps[number]
@@ -90,13 +91,17 @@ class _Pool:
             "facts": facts_html(step, before),
             "retraced": step.retraced,
             "lines": [
-                [self._number(record), theme.CLASS[graph.states[name]], *self._of(name, values)]
+                [
+                    self.nodes.setdefault(record, len(self.nodes)),
+                    theme.CLASS[graph.states[name]],
+                    *(of.get(name, 0) for of in values),
+                ]
                 for name, record in graph.records.items()
             ],
             "folded": [[self._panel("", fold(graph), values)], self._sides(number, whole=False)],
-            "all": None
-            if max(len(s.nodes) for s in self.steps) > MOST_DRAWN
-            else [[self._panel("", fold(graph, "all"), values)], self._sides(number, whole=True)],
+            "all": [[self._panel("", fold(graph, "all"), values)], self._sides(number, whole=True)]
+            if self.whole
+            else None,
         }
 
     def _sides(self, number: int, *, whole: bool) -> list[list[Any]]:
@@ -116,15 +121,12 @@ class _Pool:
     def _panel(self, head: str, view: View, values: Sequence[Mapping[str, float]]) -> list[Any]:
         """A heading, the number of a picture, and what each box and node of it is shaded by."""
         boxes = {
-            node.key: [sum(step.get(name, 0) for name in node.layers.members) for step in values]
+            node.key: [sum(of.get(name, 0) for name in node.layers.members) for of in values]
             for node in view.nodes
             if node.layers is not None
         }
         picture = self.pictures.setdefault(bare_svg(view), len(self.pictures))
         return [head, picture, boxes]
-
-    def _number(self, record: NodeRecord) -> int:
-        return self.nodes.setdefault(record, len(self.nodes))
 
     def _values(self, number: int) -> list[Mapping[str, float]]:
         return [shade.values[number] for shade in self.shades]
@@ -136,10 +138,6 @@ class _Pool:
         erased = set(self.steps[number].erased)
         both = zip(self._values(number - 1), self._values(number), strict=True)
         return [{n: v for n, v in old.items() if n in erased} | {**new} for old, new in both]
-
-    @staticmethod
-    def _of(name: str, values: Sequence[Mapping[str, float]]) -> Iterator[float]:
-        return (step.get(name, 0) for step in values)
 
 
 def _side(graph: Overlay, after: StepRecord, *, whole: bool) -> View:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mlalab.viz.export import trace_html
@@ -20,6 +22,13 @@ async (key) => {
     channel.port2.postMessage(0);
   }));
   return performance.now() - start;
+}
+"""
+IN_VIEW = """
+(name) => {
+  const rect = (selector) => document.querySelector(selector).getBoundingClientRect();
+  const line = rect(`.code [data-n="${name}"]`);
+  return line.y >= rect(".details").bottom - 1 && line.bottom <= rect("aside").bottom + 1;
 }
 """
 IN_FOCUS = "document.activeElement.dataset.n ?? document.activeElement.className"
@@ -150,13 +159,20 @@ def test_a_step_is_quick(page):
     assert min(times) < 100
 
 
-IN_VIEW = """
-(name) => {
-  const rect = (selector) => document.querySelector(selector).getBoundingClientRect();
-  const line = rect(`.code [data-n="${name}"]`);
-  return line.y >= rect(".details").bottom - 1 && line.bottom <= rect("aside").bottom + 1;
-}
-"""
+def test_a_graph_traced_anew_shares_no_names_with_the_one_before(browser, tmp_path):
+    captured = steps()[0]
+    path = tmp_path / "anew.html"
+    anew = replace(captured, name="anew", retraced=True)
+    path.write_text(trace_html("anew", [captured, anew], {}), encoding="utf-8")
+    page = browser.new_page()
+    page.goto(f"{path.as_uri()}#step=2")
+    page.locator(".side").check()
+    figures(page).nth(0).locator('[data-n="mm (before)"]').hover()
+    assert page.locator(".picture .hot[data-n]").count() == 1
+    assert "mm = aten.mm" in page.locator(".details").text_content()
+    figures(page).nth(1).locator('[data-n="mm"]').hover()
+    assert page.locator(".picture .hot[data-n]").count() == 1
+    page.close()
 
 
 def test_sixty_one_layers_step_and_find_a_line(browser, tmp_path):

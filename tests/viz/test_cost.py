@@ -17,6 +17,7 @@ from mlalab.viz.cost import (
     node_bytes,
     step_cost,
 )
+from mlalab.viz.facts import facts_html
 from tests.viz.samples import steps
 
 
@@ -150,6 +151,13 @@ def test_a_symbolic_size_is_counted_as_a_launch_without_bytes():
     assert node_bytes(graph.nodes) == {"add": None, "one": 160}
     assert step_cost(graph) == Cost(launches=2, bytes=160, unsized=1)
     assert str(step_cost(graph)) == "2 launches, at least 160 B"
+    assert cost_table([graph, graph]).splitlines()[3].split() == ["s", "2", "0", ">=", "160", "-"]
+    assert str(step_cost(step(x, add))) == "1 launch, bytes symbolic"
+    assert cost_table([step(x, add)]).splitlines()[2].split() == ["s", "1", "-", "symbolic", "-"]
+    facts = facts_html(graph, step(X, one))
+    assert "1 of its nodes have symbolic sizes" in facts
+    assert "<td>launches</td>" in facts
+    assert "<td>bytes moved</td>" not in facts
 
 
 def test_fusing_removes_launches_and_bytes():
