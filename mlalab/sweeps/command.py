@@ -12,7 +12,7 @@ from typing import Any
 from mlalab.errors import ConfigError
 from mlalab.sweeps.spec import SweepResult
 from mlalab.sweeps.sweep import Sweep, sweep
-from mlalab.traces import write_whole
+from mlalab.trace_files import write_whole
 
 _COLUMNS = ("tokens", "launches", "median_us", "low_us", "high_us", "samples")
 
