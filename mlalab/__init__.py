@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlalab.context import forward_context as forward_context
     from mlalab.context import make_batch as make_batch
     from mlalab.env import report as report
+    from mlalab.explorer import explore as explore
     from mlalab.lab import trace as trace
     from mlalab.layers.gqa import GQAAttention as GQAAttention
     from mlalab.layers.loading import load_attention as load_attention
@@ -52,6 +53,7 @@ _HOME = {
     "PassConfig": "mlalab.compile.config",
     "Trace": "mlalab.traces",
     "build": "mlalab.workbench",
+    "explore": "mlalab.explorer",
     "forward_context": "mlalab.context",
     "inspect_fp8": "mlalab.viz.bits",
     "load_attention": "mlalab.layers.loading",

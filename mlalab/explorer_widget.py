@@ -1,0 +1,171 @@
+"""The controls of an explorer, in a running notebook.
+
+Nothing is computed here: a control that moves calls `Explorer.set`, and what the explorer then
+holds is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+from typing import TYPE_CHECKING, Any, get_args
+
+import ipywidgets as widgets
+
+from mlalab.cache import KVCacheDtype
+from mlalab.compile.capture import Mode
+from mlalab.compile.config import Level
+from mlalab.explorer import DTYPES
+from mlalab.passes.fingerprint import fingerprint
+from mlalab.shapes import PRESETS
+from mlalab.viz.show import figure_html
+from mlalab.viz.text import step_table
+
+if TYPE_CHECKING:
+    from mlalab.explorer import Explorer
+
+MAX_TOKENS = 256
+_PRE = "margin:0;line-height:1.35;font-size:12px;overflow-x:auto;background:transparent"
+_FAILED = "border-left:4px solid #d1242f;padding-left:8px"
+
+
+class Panel(widgets.VBox):
+    """Controls, a line of text, the picture, the table of steps and why passes did not match."""
+
+    def __init__(self, explorer: Explorer) -> None:
+        self.explorer = explorer
+        self._syncing = False
+        self._code = _code_of(explorer)
+        self.controls = _controls(explorer)
+        self.passes: dict[str, Any] = {}
+        self.switches = widgets.HBox(layout={"flex_flow": "row wrap"})
+        self.again = widgets.Button(description="Trace again", icon="refresh")
+        self.message, self.picture, self.table, self.why = (widgets.HTML() for _ in range(4))
+        for name, control in self.controls.items():
+            control.observe(self._setter(name), "value")
+        self.again.on_click(lambda _: self._set())
+        explorer.listeners.append(self.refresh)
+        head = widgets.HBox(list(self.controls.values()), layout={"flex_flow": "row wrap"})
+        parts = (head, self.switches, self.again, self.message, self.picture, self.table, self.why)
+        super().__init__(parts)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show what the explorer holds now; the controls follow."""
+        explorer = self.explorer
+        self._code = _code_of(explorer)
+        self._syncing = True
+        try:
+            self._show_state()
+        finally:
+            self._syncing = False
+        lines = [explorer.error, *explorer.notes] if explorer.error else explorer.notes
+        self._say(*lines, style=_FAILED if explorer.error else "")
+        figure = explorer.figure()
+        self.picture.value = figure_html(figure.svg, figure.alt, figure.caption)
+        self.table.value = _pre(step_table(explorer.trace.steps))
+        self.why.value = _pre(explorer.why())
+
+    def follow(self, *_: object) -> None:
+        """Trace again when the code of a pass changed, as after a cell that redefined it."""
+        if _code_of(self.explorer) != self._code:
+            self._set()
+
+    def _show_state(self) -> None:
+        state = self.explorer.state
+        for name, control in self.controls.items():
+            value = getattr(state, name)
+            if name == "tokens" and isinstance(value, int):
+                control.max = max(control.max, value)
+            if value is not None and (name == "tokens" or value in control.options):
+                control.value = value
+        if self.explorer.failure is None:
+            self._show_switches(state.switches())
+
+    def _show_switches(self, switches: dict[str, bool]) -> None:
+        if list(switches) != list(self.passes):
+            self.passes = {name: _checkbox(name) for name in switches}
+            for name, box in self.passes.items():
+                box.observe(self._switcher(name), "value")
+            self.switches.children = tuple(self.passes.values())
+        for name, on in switches.items():
+            self.passes[name].value = on
+
+    def _setter(self, name: str) -> Callable[[Any], None]:
+        return lambda change: self._set(**{name: change.new})
+
+    def _switcher(self, name: str) -> Callable[[Any], None]:
+        return lambda change: self._set(on={**self.explorer.state.on, name: change.new})
+
+    def _set(self, **changes: Any) -> None:
+        if not self._syncing:
+            self._say("tracing ...")
+            self.explorer.set(**changes)
+
+    def _say(self, *lines: str, style: str = "") -> None:
+        text = "<br>".join(map(escape, lines))
+        self.message.value = f'<div role="status" class="mlalab-text" style="{style}">{text}</div>'
+
+
+def panel(explorer: Explorer) -> Panel:
+    """Return the controls; in a notebook, the ones made last also follow edits of the passes."""
+    made = Panel(explorer)
+    _follow_cells(made)
+    return made
+
+
+_followers: list[Panel] = []
+"""The panel that follows what cells define: one, as those of explorers made earlier lie about."""
+
+
+def _follow_cells(made: Panel) -> None:
+    from IPython.core.getipython import get_ipython
+
+    shell = get_ipython()
+    if shell is None:
+        return
+    while _followers:
+        shell.events.unregister("post_run_cell", _followers.pop().follow)
+    shell.events.register("post_run_cell", made.follow)
+    _followers.append(made)
+
+
+def _controls(explorer: Explorer) -> dict[str, Any]:
+    """Return a control for each field of the state that has one."""
+    state, found = explorer.state, {}
+    if isinstance(state.model, str) and state.model in PRESETS:
+        found["model"] = _dropdown("model", tuple(PRESETS), state.model)
+    found["tokens"] = widgets.IntSlider(
+        *(state.tokens, 0, max(MAX_TOKENS, state.tokens)),
+        description="tokens",
+        continuous_update=False,
+    )
+    if state.has_options:
+        found["dtype"] = _dropdown("dtype", tuple(DTYPES), state.dtype or "bfloat16")
+        caches = get_args(KVCacheDtype)
+        found["kv_cache_dtype"] = _dropdown("KV cache", caches, state.kv_cache_dtype or "auto")
+    found["level"] = _dropdown("level", get_args(Level), state.level)
+    found["mode"] = _dropdown("mode", get_args(Mode), state.mode)
+    return found
+
+
+def _dropdown(label: str, options: tuple[str, ...], value: str) -> Any:
+    return widgets.Dropdown(
+        options=options, value=value, description=label, layout={"width": "220px"}
+    )
+
+
+def _checkbox(name: str) -> Any:
+    return widgets.Checkbox(description=name, indent=False, layout={"width": "auto"})
+
+
+def _pre(text: str) -> str:
+    return f'<pre class="mlalab-text" style="{_PRE}">{escape(text)}</pre>'
+
+
+def _code_of(explorer: Explorer) -> str | None:
+    """Return what changes with the passes' code; None where they cannot be made."""
+    try:
+        return fingerprint(explorer.state.all_passes())
+    except Exception:  # whatever the notebook's function raises, tracing will raise and tell
+        return None
