@@ -90,7 +90,7 @@ def main() -> None:
             options.model, tokens=options.tokens, num_layers=layers, options=layer_options
         )
         gm = graph_before_passes(bench)
-        matching.blind_pattern.cache_clear()
+        matching._blind_pattern.cache_clear()
         runs = [run_passes(gm, bench) for _ in range(1 + options.repeats)]
         first, *times = (sum(outcome.seconds for outcome in run) for run in runs)
         medians.append(statistics.median(times))

@@ -12,7 +12,7 @@ from typing import Any
 from torch import fx
 from torch._inductor import pattern_matcher as pm
 
-from mlalab.graphs import is_call, op_name, short_name, value_of
+from mlalab.graphs import is_call, op_name, overload_of, short_name, value_of
 from mlalab.node_records import printed
 from mlalab.passes.tracing import Call, meaning
 from mlalab.records import Refusal
@@ -135,7 +135,9 @@ def _difference(pattern: Any, node: Any) -> tuple[str, str]:
     """Say in op names and constants how a node differs from its part of the pattern."""
     expected, found = _expected(pattern), _found(node)
     if not isinstance(node, fx.Node) or not pattern._match_fns(node):
-        return expected, found
+        # Two overloads of one op: `x + y` and `x + 1` decomposed differ in nothing else.
+        same = expected == found
+        return (str(pattern.fns[0]), str(overload_of(node))) if same else (expected, found)
     if is_call(node, operator.getitem):
         return expected, found
     extra = pattern.extra_keywords(node)

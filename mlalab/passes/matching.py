@@ -28,6 +28,7 @@ from mlalab.graphs import (
 )
 from mlalab.passes import tracing
 from mlalab.passes.explain import Miss, attempt, nearest_miss
+from mlalab.passes.fingerprint import fingerprint
 from mlalab.passes.fusion import Fusion, PassResult, Variant
 from mlalab.passes.placing import Place, Taken, place_of
 from mlalab.passes.tracing import dims, meaning
@@ -42,11 +43,20 @@ _UNFIT = (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError
 """What tracing may raise for inputs whose sizes do not go together."""
 
 
-@functools.cache
 def blind_pattern(
     tensors: tuple[str, ...], wildcards: tuple[str, ...], variant: Variant
 ) -> pm.MultiOutputPattern:
-    """Return the stage-one pattern of a variant; traced once per process."""
+    """Return the stage-one pattern of a variant; traced once per process.
+
+    And again when the code behind it changed: a notebook's cell may redefine what a pattern calls.
+    """
+    return _blind_pattern(tensors, wildcards, variant, fingerprint(variant))
+
+
+@functools.cache
+def _blind_pattern(
+    tensors: tuple[str, ...], wildcards: tuple[str, ...], variant: Variant, _code: str
+) -> pm.MultiOutputPattern:
     with FakeTensorMode():
         gm = tracing.trace(variant.pattern, variant.examples(), wildcards)
     return tracing.to_pattern(gm, tensors, wildcards, blind=True)
@@ -78,6 +88,7 @@ class FusionRun:
     def __init__(self, fusion: Fusion, graph: fx.Graph) -> None:
         self.fusion = fusion
         self._traced: dict[Signature, Specialised | str] = {}
+        self._blinds: dict[str, pm.MultiOutputPattern] = {}
         self._recent: Specialised | None = None
         self._writes = [node for node in graph.nodes if written_nodes(node)]
 
@@ -165,7 +176,10 @@ class FusionRun:
         )
 
     def _blind(self, variant: Variant) -> pm.MultiOutputPattern:
-        return blind_pattern(self.fusion.tensors, self.fusion.wildcards, variant)
+        if variant.name not in self._blinds:
+            pattern = blind_pattern(self.fusion.tensors, self.fusion.wildcards, variant)
+            self._blinds[variant.name] = pattern
+        return self._blinds[variant.name]
 
 
 def apply_fusion(fusion: Fusion, graph: fx.Graph) -> PassResult:

@@ -18,7 +18,7 @@ from torch._inductor import pattern_matcher as pm
 from torch._inductor.fx_passes.post_grad import view_to_reshape
 from torch.utils._ordered_set import OrderedSet
 
-from mlalab.graphs import aten, is_call, value_of
+from mlalab.graphs import aten, is_call, value_of, written_nodes
 
 _SIZES = (int, float, torch.device, torch.dtype)
 """Types of the constants that a blind pattern ignores."""
@@ -115,13 +115,20 @@ def sentinel(name: str) -> str:
 def trace(
     function: Callable[..., Any], tensors: Sequence[Any], wildcards: Sequence[str]
 ) -> fx.GraphModule:
-    """Trace `function` the way Inductor prepares patterns; views become reshapes, as post-grad."""
+    """Trace `function` the way Inductor prepares patterns; views become reshapes, as post-grad.
+
+    The result is functional, as the graphs are that it is compared with.
+    """
     strings = {name: sentinel(name) for name in wildcards}
 
     def with_strings(*arguments: Any) -> Any:
-        return function(*arguments, **strings)
+        results = function(*arguments, **strings)
+        return (results,) if isinstance(results, Tensor) else results
 
     gm = pm.fwd_only(with_strings, list(tensors))
+    if any(written_nodes(node) for node in gm.graph.nodes):
+        # Decompositions may write in place, as that of a norm does; only then are they seen.
+        gm = pm.fwd_only(torch.func.functionalize(gm, remove="mutations"), list(tensors))
     view_to_reshape(gm)
     return gm
 

@@ -80,6 +80,15 @@ def test_an_extra_keyword_is_told():
     assert (refusal.expected, refusal.found) == ("aten.add without alpha", "aten.add with alpha=2")
 
 
+def test_overloads_of_one_op_are_told_apart():
+    variant = VARIANTS["plain/neox (fp32)"]
+    gm, _ = lowered(pattern_of(variant), tensors_of(variant))
+    add = gm.graph.find_nodes(op="call_function", target=torch.ops.aten.add.Tensor)[0]
+    add.target, add.args = torch.ops.aten.add.Scalar, (add.args[0], 1)
+    (refusal,) = MLARoPEKVCacheCatFusionPass.apply(gm.graph).refusals
+    assert (refusal.expected, refusal.found) == ("aten.add.Tensor", "aten.add.Scalar")
+
+
 def test_an_attempt_that_succeeds_is_the_match():
     fusion, variant = MLARoPEKVCacheCatFusionPass, VARIANTS["custom op/neox"]
     gm, _ = lowered(pattern_of(variant), tensors_of(variant))

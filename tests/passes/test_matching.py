@@ -213,7 +213,7 @@ def test_layers_of_one_shape_share_a_trace(monkeypatch):
         return [y for i in range(4) for y in pattern_of(NATIVE)((positions + i) % 7, *tensors)]
 
     gm, _ = lowered(function, tensors_of(NATIVE))
-    matching.blind_pattern.cache_clear()
+    matching._blind_pattern.cache_clear()
     trace, traced = tracing.trace, []
     monkeypatch.setattr(tracing, "trace", lambda f, *args: traced.append(f) or trace(f, *args))
     assert len(FUSION.apply(gm.graph).matches) == 4
@@ -221,3 +221,27 @@ def test_layers_of_one_shape_share_a_trace(monkeypatch):
     assert traced[-2:] == exact
     names = list(VARIANTS)
     assert len(traced) == names.index(NATIVE.name) + 1 + len(exact)
+
+
+def test_a_pattern_is_traced_again_when_what_it_calls_is_redefined(monkeypatch):
+    """As from a notebook, where a cell defines the helper and another one the pattern."""
+    variant = dataclasses.replace(NATIVE, name="helped", pattern=_helped, examples=_two)
+    blinds = []
+    for helper in (lambda x, y: x * y, lambda x, y: x + y):
+        monkeypatch.setitem(globals(), "_helper", helper)
+        blinds.append(matching.blind_pattern(("x", "y"), (), variant))
+    first, second = (pattern.outputs[0].fns[0] for pattern in blinds)
+    assert (first, second) == (torch.ops.aten.mul.Tensor, torch.ops.aten.add.Tensor)
+    assert matching.blind_pattern(("x", "y"), (), variant) is blinds[1]
+
+
+def _helper(x, y):
+    return x - y
+
+
+def _helped(x, y):
+    return (_helper(x, y),)
+
+
+def _two():
+    return torch.empty(3), torch.empty(3)

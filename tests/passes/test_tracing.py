@@ -195,3 +195,15 @@ def test_torch_still_has_what_the_patterns_build_on():
     assert issubclass(tracing.Call, pm.CallFunction)
     assert pm.MULTIPLE is not None
     assert hasattr(pm.MultiOutputPattern, "_match_from_anchors")
+
+
+def test_what_a_decomposition_writes_in_place_is_functional_in_a_pattern():
+    def norm(x, y):
+        return torch.nn.functional.rms_norm(x, y.shape, y, 1e-6)
+
+    tensors = (torch.randn(3, 4).bfloat16(), torch.randn(4).bfloat16())
+    gm, _ = lowered(norm, tensors)
+    (anchor,) = gm.graph.find_nodes(op="call_function", target=aten.add.Scalar)
+    (last,) = gm.graph.output_node().args[0]
+    assert anchor < last
+    assert pattern_from(norm, tensors).match(last)
