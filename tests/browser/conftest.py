@@ -34,6 +34,7 @@ def running_lab(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with serving(tmp_path_factory.mktemp("lab")) as (url, token, folder):
         context = browser.new_context(viewport={"width": 1400, "height": 1000})
         page = context.new_page()
+        page.set_default_timeout(90_000)  # a loaded machine compiles slowly
         with watched(page, allowed=allowed(url), level=("error",)):
             page.goto(f"{url}/lab?reset&token={token}")
             page.wait_for_selector("#jp-main-dock-panel")

@@ -47,7 +47,11 @@ c.ServerApp.allow_root = True
 """
 _READY = """
 async () => {
-  const wait = () => new Promise((r) => setTimeout(r, 50));
+  const end = Date.now() + 120000;
+  const wait = () => new Promise((resolve, reject) => {
+    if (Date.now() > end) reject(new Error("the kernel is not idle after two minutes"));
+    setTimeout(resolve, 50);
+  });
   const panel = jupyterapp.shell.currentWidget, context = panel.sessionContext;
   await context.ready;
   const kernel = () => context.session?.kernel;
