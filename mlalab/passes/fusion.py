@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+import mlalab.ops  # noqa: F401  registers torch.ops.mlalab, whose ops patterns name
 from mlalab.records import MatchRecord, Refusal
 
 
