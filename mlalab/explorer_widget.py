@@ -30,7 +30,7 @@ _FAILED = "border-left:4px solid #d1242f;padding-left:8px"
 
 
 class Panel(widgets.VBox):
-    """Controls, a line of text, the picture, the table of steps and why passes did not match."""
+    """Controls, a line of text, the table of steps, why passes did not match, and the picture."""
 
     def __init__(self, explorer: Explorer) -> None:
         self.explorer = explorer
@@ -46,7 +46,7 @@ class Panel(widgets.VBox):
         self.again.on_click(lambda _: self._set())
         explorer.listeners.append(self.refresh)
         head = widgets.HBox(list(self.controls.values()), layout={"flex_flow": "row wrap"})
-        parts = (head, self.switches, self.again, self.message, self.picture, self.table, self.why)
+        parts = (head, self.switches, self.again, self.message, self.table, self.why, self.picture)
         super().__init__(parts)
         self.refresh()
 
@@ -59,8 +59,10 @@ class Panel(widgets.VBox):
             self._show_state()
         finally:
             self._syncing = False
-        lines = [explorer.error, *explorer.notes] if explorer.error else explorer.notes
-        self._say(*lines, style=_FAILED if explorer.error else "")
+        if explorer.error:
+            self._say(f"{explorer.error} Below is the last trace that worked.", style=_FAILED)
+        else:
+            self._say(*explorer.notes)
         figure = explorer.figure()
         self.picture.value = figure_html(figure.svg, figure.alt, figure.caption)
         self.table.value = _pre(step_table(explorer.trace.steps))
@@ -156,7 +158,9 @@ def _dropdown(label: str, options: tuple[str, ...], value: str) -> Any:
 
 
 def _checkbox(name: str) -> Any:
-    return widgets.Checkbox(description=name, indent=False, layout={"width": "auto"})
+    return widgets.Checkbox(
+        description=name, indent=False, layout={"width": "auto", "margin": "2px 12px"}
+    )
 
 
 def _pre(text: str) -> str:

@@ -105,6 +105,7 @@ class Lab:
         self.run_command("apputils:change-theme", theme=name)
         light = "true" if name.endswith("Light") else "false"
         self.page.wait_for_selector(f'body[data-jp-theme-light="{light}"]', state="attached")
+        self.page.wait_for_selector("#jupyterlab-splash", state="detached")
 
     def write(self, name: str, *cells: str) -> None:
         """Put a notebook of these code cells into the folder."""
