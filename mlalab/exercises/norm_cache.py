@@ -108,8 +108,7 @@ def traced(
     model: str | AttentionShape = "tiny",
     *,
     tokens: int = 3,
-    num_layers: int = 1,
     options: LayerOptions | None = None,
 ) -> Trace:
     """Trace a small layer with one pass."""
-    return trace(model, tokens=tokens, num_layers=num_layers, options=options, passes=[fusion])
+    return trace(model, tokens=tokens, options=options, passes=[fusion])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import torch
@@ -13,10 +14,10 @@ from mlalab.layers.options import LayerOptions
 from mlalab.passes.fusion import Fusion
 from mlalab.shapes import MLAShape, preset
 from mlalab.teach import Exercise
+from mlalab.traces import Trace
 
 _NOT_A_FUNCTION = "A function is expected here, and this is a {}."
 _BLANK = "The blank `...` is still there, or the function returns nothing."
-_LAYERS = 2
 
 
 def _judge_replacement(attempt: Any) -> str | None:
@@ -58,13 +59,13 @@ def _judge_examples(attempt: Any) -> str | None:
 
 
 def _complaint(made: Fusion, label: str, tokens: int, options: LayerOptions) -> str | None:
-    """Trace two layers with the fusion and say what is wrong with it, or None."""
+    """Trace a layer with the fusion and say what is wrong with it, or None."""
     try:
-        trace = traced(made, tokens=tokens, num_layers=_LAYERS, options=options).check()
+        trace = traced(made, tokens=tokens, options=options).check()
     except Exception as error:  # whatever a learner's code raises is the answer
         return f"With {label}: it stopped with {sentence(error)}"
     step = trace[NAME]
-    if len(step.matches) != _LAYERS:
+    if not step.matches:
         return f"With {label}: no match, {step.refusals[0].reason}."
     wrong = [] if step.check is None else [diff for diff in step.check.diffs if not diff.equal]
     if wrong:
@@ -80,8 +81,13 @@ def other_eps() -> MLAShape:
     return dataclasses.replace(shape, rms_norm_eps=1e-5)
 
 
+@functools.cache
+def _refused() -> Trace:
+    return traced(fusion(), other_eps())
+
+
 def _judge_why(attempt: Any) -> str | None:
-    trace = traced(fusion(), other_eps())
+    trace = _refused()
     (refusal,) = trace[NAME].refusals
     failed = refusal.reason.rsplit(" at ", 1)[-1]
     if attempt == failed:

@@ -83,8 +83,17 @@ def _contents(value: Any) -> Iterator[Any]:
         yield from value
     elif dataclasses.is_dataclass(value):
         yield from (getattr(value, field.name) for field in dataclasses.fields(value))
+        yield from _own_methods(type(value))
     else:
         yield from getattr(value, "__dict__", {}).items()
+
+
+def _own_methods(kind: type) -> Iterator[Any]:
+    """Yield the methods that a class got outside mlalab: a pass may be a class with its `apply`."""
+    for base in kind.__mro__:
+        if base.__module__.partition(".")[0] not in ("mlalab", "builtins"):
+            methods = (x for name, x in vars(base).items() if not name.startswith("__"))
+            yield from (x for x in methods if isinstance(x, types.FunctionType))
 
 
 def _own_globals(function: types.FunctionType) -> Iterator[Any]:

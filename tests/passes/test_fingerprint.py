@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mlalab.passes.fingerprint import fingerprint, source_of_mlalab
+from mlalab.passes.fusion import Pass
 from mlalab.passes.pipeline import PIPELINE
 
 
@@ -92,3 +93,18 @@ def test_a_changed_source_file_counts(tmp_path, monkeypatch):
         hashes.add(source_of_mlalab())
     source_of_mlalab.cache_clear()
     assert len(hashes) == 2
+
+
+def test_a_pass_that_is_a_class_counts_with_its_methods():
+    def made(run):
+        class Mine(Pass):
+            def apply(self, graph):
+                return run(graph)
+
+        return Mine(name="Mine", note="")
+
+    def other(graph):
+        return graph.nodes
+
+    assert fingerprint(made(len)) == fingerprint(made(len))
+    assert fingerprint(made(len)) != fingerprint(made(other))
