@@ -37,8 +37,8 @@ def running_lab(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Itera
         page.set_default_timeout(90_000)  # a loaded machine compiles slowly
         with watched(page, allowed=allowed(url), level=("error",)):
             page.goto(f"{url}/lab?reset&token={token}")
-            page.wait_for_selector("#jp-main-dock-panel")
             page.wait_for_function("window.jupyterapp?.shell")
+            page.evaluate("async () => { await jupyterapp.restored }")
         yield Lab(url, folder, page)
         context.close()
 
