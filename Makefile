@@ -57,7 +57,7 @@ types: $(READY)  ## mypy
 
 unit: $(READY)  ## pytest on tests/
 	@echo "[unit] pytest, $(JOBS) processes"
-	@$(BIN)/python -m pytest -q -n $(JOBS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
 
 # One kernel per notebook, so a notebook's cells must stay on one worker: loadfile.
 notebooks: $(READY)  ## run every notebook and compare its outputs

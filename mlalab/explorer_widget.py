@@ -18,11 +18,11 @@ from mlalab.compile.config import Level
 from mlalab.explorer import DTYPES
 from mlalab.passes.fingerprint import fingerprint
 from mlalab.shapes import PRESETS
-from mlalab.viz.show import figure_html
 from mlalab.viz.text import step_table
 
 if TYPE_CHECKING:
     from mlalab.explorer import Explorer
+    from mlalab.traces import Trace
 
 MAX_TOKENS = 256
 _PRE = "margin:0;line-height:1.35;font-size:12px;overflow-x:auto;background:transparent"
@@ -30,7 +30,7 @@ _FAILED = "border-left:4px solid #d1242f;padding-left:8px"
 
 
 class Panel(widgets.VBox):
-    """Controls, a line of text, the table of steps, why passes did not match, and the picture."""
+    """Controls, a line of text, the table of steps, why passes did not match, and the stepper."""
 
     def __init__(self, explorer: Explorer) -> None:
         self.explorer = explorer
@@ -40,14 +40,15 @@ class Panel(widgets.VBox):
         self.passes: dict[str, Any] = {}
         self.switches = widgets.HBox(layout={"flex_flow": "row wrap"})
         self.again = widgets.Button(description="Trace again", icon="refresh")
-        self.message, self.picture, self.table, self.why = (widgets.HTML() for _ in range(4))
+        self.message, self.table, self.why = (widgets.HTML() for _ in range(3))
+        self.stepper: Any = None
         for name, control in self.controls.items():
             control.observe(self._setter(name), "value")
         self.again.on_click(lambda _: self._set())
         explorer.listeners.append(self.refresh)
         head = widgets.HBox(list(self.controls.values()), layout={"flex_flow": "row wrap"})
-        parts = (head, self.switches, self.again, self.message, self.table, self.why, self.picture)
-        super().__init__(parts)
+        self._parts = (head, self.switches, self.again, self.message, self.table, self.why)
+        super().__init__(self._parts)
         self.refresh()
 
     def refresh(self) -> None:
@@ -63,10 +64,19 @@ class Panel(widgets.VBox):
             self._say(f"{explorer.error} Below is the last trace that worked.", style=_FAILED)
         else:
             self._say(*explorer.notes)
-        figure = explorer.figure()
-        self.picture.value = figure_html(figure.svg, figure.alt, figure.caption)
+        if self.stepper is None or self.stepper.trace is not explorer.trace:
+            self._step_through(explorer.trace)
         self.table.value = _pre(step_table(explorer.trace.steps))
         self.why.value = _pre(explorer.why())
+
+    def _step_through(self, trace: Trace) -> None:
+        """Put a stepper of `trace` in place of the one before, on the step that it showed."""
+        before, self.stepper = self.stepper, trace.widget()
+        if before is not None:
+            self.stepper.index = min(before.index, len(trace) - 1)
+        self.children = (*self._parts, self.stepper)
+        if before is not None:
+            before.close()
 
     def follow(self, *_: object) -> None:
         """Trace again when the code of a pass changed, as after a cell that redefined it."""

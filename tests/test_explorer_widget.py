@@ -27,7 +27,8 @@ def test_controls_show_the_state(lab):
     }
     assert not panel.controls["tokens"].continuous_update
     assert {name: box.value for name, box in panel.passes.items()} == lab.state.switches()
-    assert "<img alt=" in panel.picture.value
+    assert panel.stepper.trace is panel.explorer.trace
+    assert panel.children[-1] is panel.stepper
 
 
 def test_a_control_that_moves_traces_again(lab):
@@ -52,13 +53,13 @@ def test_what_python_sets_moves_the_controls(lab):
     assert lab.error is None
 
 
-def test_an_error_is_shown_and_the_picture_stays():
+def test_an_error_is_shown_and_the_stepper_stays():
     lab = mlalab.explore("tiny", tokens=2, passes=[BOOM], on={"Boom": False}, check=False)
     panel = lab.widget()
-    picture = panel.picture.value
+    stepper = panel.stepper
     panel.passes["Boom"].value = True
     assert "ValueError: no such node." in panel.message.value
-    assert panel.picture.value == picture
+    assert panel.stepper is stepper
     lab.set(tokens=-1)
     assert "tokens must be 0 or more" in panel.message.value
     lab.set(tokens=2, on={"Boom": False})

@@ -47,7 +47,7 @@ class Stepper(anywidget.AnyWidget):
         """
         if not trace.steps:
             raise TraceError(f"{trace.title} has no steps to show; record it again.")
-        self._title = trace.title
+        self.trace = trace
         self._steps = [step.name for step in trace.steps]
         self._names = {node.name for step in trace.steps for node in step.nodes}
         drawn = page_data.trace_data(trace.title, trace.steps, trace.meta, measured)
@@ -70,4 +70,4 @@ class Stepper(anywidget.AnyWidget):
     def __repr__(self) -> str:
         """The trace and the step shown; the same in every run."""
         place = f"step {self.index + 1} of {len(self._steps)}, {self._steps[self.index]}"
-        return f"<Stepper of {self._title}: {place}>"
+        return f"<Stepper of {self.trace.title}: {place}>"

@@ -18,6 +18,13 @@ from tests.viz.samples import steps
 LEVELS = ("debug", "info", "log", "warning", "error")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give all tests of JupyterLab to one process, so that only one of it is started."""
+    for item in items:
+        if "running_lab" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("lab"))
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """Chromium, driven by Playwright; a test that wants it is skipped where either is missing."""

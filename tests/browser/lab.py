@@ -45,6 +45,16 @@ c.ServerApp.port_retries = 0
 c.ServerApp.ip = "127.0.0.1"
 c.ServerApp.allow_root = True
 """
+_DRAWN = """
+(path) => {
+  const panel = jupyterapp.shell.currentWidget, cells = panel?.content?.widgets;
+  if (panel?.context?.path !== path || !panel.context.isReady || !cells.length) return false;
+  const drawn = (cell) => cell.model.type !== "code"
+    || cell.outputArea.widgets.length >= cell.model.outputs.length;
+  return cells.every((cell) => cell.isAttached && drawn(cell))
+    && [...panel.node.querySelectorAll("figure img")].every((image) => image.complete);
+}
+"""
 _READY = """
 async () => {
   const end = Date.now() + 120000;
@@ -77,12 +87,15 @@ class Lab:
     page: Any
 
     def open(self, name: str) -> None:
-        """Open a notebook in place of what was open, and wait until its cells are drawn."""
-        # What is not saved would ask before it is closed.
+        """Open a notebook in place of what was open, and wait until all of it is drawn."""
+        self.close_all()
+        self.run_command("docmanager:open", path=name)
+        self.page.wait_for_function(_DRAWN, arg=name)
+
+    def close_all(self) -> None:
+        """Save and close what is open: unsaved, it would ask first."""
         self.run_command("docmanager:save-all")
         self.run_command("application:close-all")
-        self.run_command("docmanager:open", path=name)
-        self.page.wait_for_selector(f"{PANEL} .jp-Cell")
 
     def run_command(self, command: str, **arguments: Any) -> None:
         """Execute one of Lab's commands and wait for it."""
@@ -108,8 +121,11 @@ class Lab:
         self.page.wait_for_selector("#jupyterlab-splash", state="detached")
 
     def write(self, name: str, *cells: str) -> None:
-        """Put a notebook of these code cells into the folder."""
+        """Put a notebook of these code cells into the folder, in place of one of that name."""
         import nbformat.v4 as v4
+
+        # One that is open while its file changes would ask before it is saved.
+        self.close_all()
 
         made = v4.new_notebook(cells=[v4.new_code_cell(source) for source in cells])
         made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}

@@ -9,6 +9,7 @@ from tests.browser.lab import PANEL
 
 pytestmark = pytest.mark.browser
 TEXT = f"{PANEL} .mlalab-text"
+STEPPER = f"{PANEL} .widget-vbox .mlalab"
 SETUP = """
 import mlalab
 from mlalab.passes.fusion import GraphFusion, PassResult
@@ -42,7 +43,7 @@ def text(lab):
 
 def test_controls_and_edits_change_what_is_shown_in_either_theme(shown):
     page = shown.page
-    assert page.locator(f"{PANEL} .widget-vbox figure img").get_attribute("alt")
+    page.wait_for_selector(f"{STEPPER} .picture .n")
     page.get_by_label("MLARoPEKVCacheCatFusionPass").click()
     page.wait_for_function(
         "s => ![...document.querySelectorAll(s)].some(n => /MLARoPE|tracing/.test(n.textContent))",
@@ -51,7 +52,7 @@ def test_controls_and_edits_change_what_is_shown_in_either_theme(shown):
     handle = page.locator(f"{PANEL} .widget-slider .noUi-handle").first
     handle.focus()
     handle.press("ArrowRight")
-    page.wait_for_selector(f"{PANEL} figcaption >> text=3 tokens")
+    page.wait_for_selector(f"{STEPPER} h1 >> text=3 tokens")
     source = PASS.format("raise ValueError('half written')")
     page.evaluate(
         "(source) => jupyterapp.shell.currentWidget.content.widgets[0].model.sharedModel"
