@@ -109,6 +109,25 @@ MUTATIONS = {
         "Region.overlaps = lambda self, other: self.storage == other.storage",
         "rope and nope : True",
     ),
+    "bytes per token": Mutation(
+        "01_mla_by_hand",
+        "mlalab.viz.mla",
+        "exact = cached_bytes\n"
+        "cached_bytes = lambda *args: {k: v + 1 for k, v in exact(*args).items()}",
+        "deepseek-v3 81921 5121 1153",
+    ),
+    "the value of a byte": Mutation(
+        "06_fp8_kv_dtype",
+        "mlalab.fp8",
+        "exact = Format.decode\nFormat.decode = lambda self, byte: 2 * exact(self, byte)",
+        "e4m3fn: 2.25",
+    ),
+    "operations of a product": Mutation(
+        "10_speed_of_light",
+        "mlalab.bench.roofline",
+        "exact = flops\nflops = lambda spec: 2 * exact(spec)",
+        "17.2",
+    ),
     "a judge's verdict": Mutation(
         "05_defunctionalization_exercises",
         "mlalab.exercises.defunctionalization",
