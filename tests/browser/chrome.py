@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +59,8 @@ def watched(page: Any, *, allowed: set[str], level: tuple[str, ...]) -> Iterator
         allowed: schemes such as `data`, and `host:port` of servers.
         level: console message types that are not accepted; what a page throws never is.
     """
+    # JupyterLab itself says so when a notebook is closed while its kernel still answers.
+    closing = re.compile(r"Canceled future for \w+ message before replies were done")
     requests: list[str] = []
     complaints: list[str] = []
     listeners = {
@@ -73,4 +76,4 @@ def watched(page: Any, *, allowed: set[str], level: tuple[str, ...]) -> Iterator
         page.remove_listener(event, listener)
     parts = [(url, urlsplit(url)) for url in requests]
     assert [url for url, x in parts if (x.netloc or x.scheme) not in allowed] == []
-    assert complaints == [], complaints
+    assert [text for text in complaints if not closing.search(text)] == []

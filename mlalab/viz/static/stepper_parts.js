@@ -40,7 +40,7 @@ const PAGE = `
       <label><input type="checkbox" class="all">every node</label>
       <label><input type="checkbox" class="fit">fit width</label>
       <label>shade <select class="shade"><option value="">none</option></select></label>
-      <input type="search" class="search" placeholder="filter: op, name, layer"
+      <input type="search" class="search" placeholder="filter nodes"
         aria-label="filter nodes by op, name or layer">
       <label><input type="checkbox" class="changed">changed only</label>
       <output></output>
