@@ -60,6 +60,11 @@ def test_many_tokens(T):
     agree(Step(T, 1, 16, 2, 16), config=config)
 
 
+@pytest.mark.parametrize("N", [16, 64, 128])
+def test_many_heads(N):
+    agree(Step(2, N, 16, 2, 16), config=Config(block_l=16, rows=64))
+
+
 @pytest.mark.parametrize("types", TYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES[2:4], ids=str)
 def test_dtypes(device, shape, types):
