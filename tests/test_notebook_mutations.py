@@ -92,7 +92,7 @@ MUTATIONS = {
         "mlalab.passes.explain",
         "nearest = nearest_miss\n"
         "nearest_miss = lambda patterns, anchor: nearest(list(patterns)[-1:], anchor)",
-        "expected aten.squeeze, found aten.unsqueeze",
+        "expected aten.reshape, found aten.add",
     ),
     "bytes of a node": Mutation(
         "05_defunctionalization",
