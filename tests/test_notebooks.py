@@ -81,6 +81,12 @@ def test_every_exercise_has_two_hints(path):
     assert hints == 2 * len(verdicts(path))
 
 
+def test_markdown_after_a_hint_is_rendered(notebook):
+    # HTML ends at a blank line: what follows a hint without one is shown as it was typed.
+    for cell in notebook["cells"]:
+        assert not re.search(r"</details>(?!\n\n|\n<details>|\s*\Z)", "".join(cell["source"]))
+
+
 def test_every_picture_is_an_image_with_an_alternative_text(lesson):
     notebook = lesson
     bundles = [o["data"] for c in code_cells(notebook) for o in c["outputs"] if "data" in o]
