@@ -122,6 +122,12 @@ def test_links_lead_somewhere(notebook):
         assert (FOLDER / link).exists(), link
 
 
+def test_a_lesson_goes_by_one_name(notebook):
+    for name, stem in re.findall(r"\[(\d\d · [^\]]+)\]\((\d\d_\w+)\.ipynb\)", prose(notebook)):
+        title = prose(read(FOLDER / f"{stem}.ipynb")).splitlines()[0]
+        assert re.match(rf"# {re.escape(' '.join(name.split()))}(?=$|[:,])", title), name
+
+
 def test_only_the_machine_report_is_not_compared(notebook):
     for cell in code_cells(notebook):
         if "nbval-ignore-output" in cell["metadata"].get("tags", []):
