@@ -1,4 +1,4 @@
-"""Which passes run: flags under the names of the seeds, the defaults of each level, and the rules.
+"""Which passes run: flags under vLLM's names, the defaults of each level, and the rules.
 
 A flag that is None leaves the choice to the level. `resolve` makes every choice, in this order:
 level, provider, prerequisites. What it takes back, or adds, of what was asked for, it says.
@@ -27,10 +27,10 @@ class PassConfig:
 
     Args:
         eliminate_noops: drop reshapes, slices and scatters that change nothing.
-        fuse_rope_kvcache: RoPE + KV-cache update of ordinary attention → one op (seed 004).
-        fuse_rope_kvcache_cat_mla: RoPE + latent cache write → one op (seed 003).
+        fuse_rope_kvcache: RoPE + KV-cache update of ordinary attention → one op.
+        fuse_rope_kvcache_cat_mla: RoPE + latent cache write → one op (vLLM #40392).
         fuse_aiter_qk_rope_kvcache_mla: that op + the decode query's preparation → one op, in
-            graphs of uniform decode batches (seed 001).
+            graphs of uniform decode batches (vLLM #41839).
         rope_kvcache_fusion_max_token_num: largest range that `fuse_rope_kvcache` applies to.
         aiter_qk_rope_kvcache_fusion_max_token_num: the same for
             `fuse_aiter_qk_rope_kvcache_mla`; None means the decode bound.
@@ -171,7 +171,7 @@ def flags_from(pairs: Iterable[tuple[str, bool]]) -> PassConfig:
 
 
 def config_of(level: str) -> PassConfig:
-    """Return the defaults of an optimisation level, as the seeds set them.
+    """Return the defaults of an optimisation level, as vLLM sets them.
 
     Raises:
         ConfigError: unknown level.

@@ -65,7 +65,7 @@ def bench_of(name: str, options: LayerOptions | None = None) -> Workbench:
 
 
 def by_size(bench: Workbench) -> Callable[..., Any]:
-    """Compile as seed 001's gate does: fused for every batch of at most eight tokens.
+    """Compile as the gate of vLLM #41839 does: fused for every batch of at most eight tokens.
 
     Attention keeps a query and key for its prefill rows, as there; nothing has rotated them.
     """

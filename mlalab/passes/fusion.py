@@ -49,7 +49,7 @@ class Pass:
     """What the driver must know of any pass.
 
     Args:
-        name: the pass's name, as the seeds call it.
+        name: the pass's name, as vLLM calls it.
         note: one sentence on what it does.
         flags: configuration flags; it runs when any of them is on, and always without any.
         max_tokens: largest token count of a range that it may be applied to, as a number or as

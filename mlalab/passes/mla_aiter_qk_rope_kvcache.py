@@ -1,4 +1,4 @@
-"""RoPE + latent cache write + the decode query's preparation → one op (seed 001).
+"""RoPE + latent cache write + the decode query's preparation → one op (vLLM #41839).
 
 Before:  fused_rope_unified_mla_kv_cache_update ─[1]─► scatter into q ─► mla_decode_q_prep ─┐
                                                 └[0]─────────────────────────────► attention(q, …)

@@ -1,4 +1,4 @@
-"""The decode query's preparation, out of the attention op and into the graph (seed 001).
+"""The decode query's preparation, out of the attention op and into the graph (vLLM #41839).
 
 Before:  q ──────────────────────────────────► attention(q, …)
 After:   q ─► mla_decode_q_prep(q, layer) ─┐

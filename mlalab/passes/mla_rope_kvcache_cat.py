@@ -1,4 +1,4 @@
-"""RoPE on q_pe and k_pe + latent cache write → one op (seed 003).
+"""RoPE on q_pe and k_pe + latent cache write → one op (vLLM #40392).
 
 Before:  index → split → … → q_rot ─────────────────────────► copy → slice_scatter → attention
                           └→ … → k_rot ─► unified_mla_kv_cache_update(kv_c, k_rot) → attention

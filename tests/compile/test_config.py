@@ -47,7 +47,7 @@ def flags_of(config):
         ("O3", {"eliminate_noops", CAT}),
     ],
 )
-def test_levels_hold_the_defaults_of_the_seeds(level, on):
+def test_levels_hold_the_defaults_of_vllm(level, on):
     assert flags_of(config_of(level)) == on
 
 

@@ -54,7 +54,7 @@ def test_invariant_1(tokens, kv_cache_dtype):
 
 
 def lying(q, layer_name):
-    """Prepare the decode rows of the batch only, as an earlier version of the seed's op did."""
+    """Prepare the decode rows of the batch only, as an earlier version of vLLM #41839 did."""
     metadata = mla_decode.current_context().metadata
     rows = q.size(0) if metadata is None else metadata.num_decode_tokens
     return ops.mla_decode_q_prep(q[:rows], layer_name)

@@ -1,4 +1,4 @@
-"""What the seed's version got wrong, on toys: a cycle, a lost argument, guards; and the time."""
+"""What vLLM #41839 got wrong, on toys: a cycle, a lost argument, guards; and the time."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def seed_rule(graph):
 
 
 @pytest.mark.parametrize("model", [awkward.query_scaled, awkward.query_scaled_in_place])
-def test_the_seeds_rule_closes_a_cycle_where_ours_refuses(model):
+def test_walking_back_over_scatters_closes_a_cycle_where_ours_refuses(model):
     gm, context = before(stand(one(model)))
     with forward_context(context):
         MLADecodeQPrepLiftPass.apply(gm.graph)

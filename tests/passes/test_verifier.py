@@ -109,7 +109,7 @@ def _write_second(x, y):
 
 @pytest.fixture(scope="module")
 def liar():
-    """Declares that it writes x, as seed 001's fused op does of q_pe, and writes y."""
+    """Declares that it writes x, as the fused op of vLLM #41839 does of q_pe, and writes y."""
     return _declare("liar(Tensor(a!) x, Tensor y) -> ()", _write_second)
 
 
