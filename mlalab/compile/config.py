@@ -171,7 +171,7 @@ def flags_from(pairs: Iterable[tuple[str, bool]]) -> PassConfig:
 
 
 def config_of(level: str) -> PassConfig:
-    """Return the defaults of an optimisation level, as vLLM sets them.
+    """Return the defaults of an optimisation level, as vLLM's pull requests set them.
 
     Raises:
         ConfigError: unknown level.

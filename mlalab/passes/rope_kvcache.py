@@ -1,4 +1,4 @@
-"""RoPE on query and key of ordinary attention + KV-cache update → one op (vLLM's RopeKVCacheFusionPass).
+"""RoPE on query and key of ordinary attention + KV-cache update → one op (from vLLM).
 
 Before:  index → split → … → q_rot ───────────────────────────────────► attention
                           └→ … → k_rot ─► unified_kv_cache_update(k_rot, value) → attention
