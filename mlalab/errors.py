@@ -37,3 +37,10 @@ class VerifyError(MlalabError):
 
 class PassWarning(UserWarning):
     """A pass that was asked for and does not run, or ran and found nothing to fuse."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return what was raised in one line, without a full stop: `ValueError: no such node`."""
+    lines = (line.strip() for line in str(error).splitlines())
+    said = next((line for line in lines if line), "no message")
+    return f"{type(error).__name__}: {said}".removesuffix(".")

@@ -17,7 +17,7 @@ import torch
 from mlalab.compile.capture import Mode
 from mlalab.compile.config import FLAGS, PassConfig, resolve
 from mlalab.env import default_device
-from mlalab.errors import ConfigError, MlalabError, PassWarning
+from mlalab.errors import ConfigError, MlalabError, PassWarning, first_line
 from mlalab.lab import trace
 from mlalab.layers.gqa import GQAAttention
 from mlalab.layers.kinds import Attention
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 Passes = Sequence[Pass] | Callable[[], Sequence[Pass]]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 """What a layer may be built in, by the name shown."""
+UNSET = {"dtype": "bfloat16", "kv_cache_dtype": "auto"}
+"""What a layer is built in where the state says None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,12 +118,12 @@ class State:
             if (self.dtype, self.kv_cache_dtype) != (None, None):
                 raise ConfigError("A layer is traced as it is: leave out dtype and kv_cache_dtype.")
             return None
-        dtype = self.dtype or "bfloat16"
+        dtype = self.dtype or UNSET["dtype"]
         if dtype not in DTYPES:
             raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
         return LayerOptions(
             dtype=DTYPES[dtype],
-            kv_cache_dtype=self.kv_cache_dtype or "auto",  # type: ignore[arg-type]  # refused there
+            kv_cache_dtype=self.kv_cache_dtype or UNSET["kv_cache_dtype"],  # type: ignore[arg-type]
             device=default_device(),
         )
 
@@ -233,6 +235,6 @@ def _left_something(step: StepRecord) -> bool:
 def sentence(error: Exception) -> str:
     """Return what was raised in one line; Dynamo wraps what a pass raises while it compiles."""
     cause = getattr(error, "inner_exception", error)
-    first = next((line.strip() for line in str(cause).splitlines() if line.strip()), "no message")
-    said = first if isinstance(cause, MlalabError) else f"{type(cause).__name__}: {first}"
-    return said if said.endswith((".", "!", "?")) else f"{said}."
+    said = first_line(cause)
+    said = said.partition(": ")[2] if isinstance(cause, MlalabError) else said
+    return said if said.endswith(("!", "?")) else f"{said}."

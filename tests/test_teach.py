@@ -35,9 +35,19 @@ def test_right_answers_pass():
     assert "the argument out" in same_as(add_into, [shared])(one_by_one)
 
 
+def raises(error):
+    def attempt(x):
+        raise error
+
+    return attempt
+
+
 @pytest.mark.parametrize(
     ("attempt", "words"),
     [
+        (raises(AssertionError()), "it stopped with AssertionError: no message."),
+        (raises(NotImplementedError), "it stopped with NotImplementedError: no message."),
+        (raises(ConfigError("Say it.\nMore.")), "it stopped with ConfigError: Say it."),
         (lambda x: ..., "blank"),
         (lambda x: None, "2 values"),
         (lambda x: (x * 2.0, 0.0), "[1] should be an int, and is a float"),

@@ -14,6 +14,7 @@ from mlalab.bench import timing
 from mlalab.bench.cells import CellResult, CellSpec
 from mlalab.bench.contenders import CHECKED, CONTENDERS, Layer, Run, make_layers
 from mlalab.bench.parity import compare
+from mlalab.errors import first_line
 
 _MIN_LAYERS = 32
 """A replay of so many layers hides what the events around it cost."""
@@ -48,7 +49,7 @@ def run_cell(spec: CellSpec, device: torch.device, replays: int = 20) -> CellRes
                 work[name] = _captured(ready, layers)
             except Exception as error:
                 # A baseline that the installed compiler cannot build must not cost the others.
-                failures[name] = _first_line(error)
+                failures[name] = first_line(error)
         copies = [timing.copies_of(spec.bytes_moved, device) for _ in layers]
         ways = {way: timing.capture([copy[way] for copy in copies]) for way in copies[0]}
         times = timing.measure({**work, **ways}, replays)
@@ -74,13 +75,8 @@ def _checked(spec: CellSpec, layers: Sequence[Layer]) -> CellResult:
             parity[name] = compare(run, layers, spec)
         except Exception as error:
             # A kernel that this size breaks is this cell's result, not the end of the run.
-            failures[name] = _first_line(error)
+            failures[name] = first_line(error)
     return CellResult(spec, len(layers), parity, failures=failures)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"
 
 
 def each(specs: Iterable[CellSpec], cell: Callable[[CellSpec], CellResult]) -> Iterator[CellResult]:
@@ -89,7 +85,7 @@ def each(specs: Iterable[CellSpec], cell: Callable[[CellSpec], CellResult]) -> I
         try:
             result = cell(spec)
         except torch.OutOfMemoryError as error:
-            result = CellResult(spec, 0, {}, failures={"cell": _first_line(error)})
+            result = CellResult(spec, 0, {}, failures={"cell": first_line(error)})
         yield result
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from mlalab.checking import compare
+from mlalab.errors import first_line
 from mlalab.exercises.functional_graphs import SCATTERED, Draft, rotated_query, scattered
 from mlalab.graphs import aten, is_call, wrapped_op
 from mlalab.passes.scatters import folds
@@ -103,7 +104,7 @@ def _judge_folds(attempt: Any) -> str | None:
         try:
             found = attempt(case.target, case.item)
         except Exception as error:  # whatever a learner's code raises is the answer
-            return f"{with_kind} it stopped with {_told(error)}."
+            return f"{with_kind} it stopped with {first_line(error)}."
         if found is ...:
             return "The blank `...` is still there: put your code in its place."
         if not isinstance(found, list):
@@ -133,7 +134,7 @@ def _turned_back(attempt: Any, graph: fx.Graph) -> str | None:
         attempt(graph, call, item)
         graph.lint()
     except Exception as error:  # whatever a learner's code raises is the answer
-        return f"it stopped with {_told(error)}"
+        return f"it stopped with {first_line(error)}"
     for node in graph.nodes:
         if wrapped_op(node) is not None:
             return f"{node.name} is still in the graph: put a plain call of its op in its place"
@@ -162,10 +163,6 @@ def _same_meaning(before: fx.Graph, draft: Draft) -> str | None:
 
 def _module(graph: fx.Graph) -> fx.GraphModule:
     return fx.GraphModule(torch.nn.Module(), graph)
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}".removesuffix(".")
 
 
 EXERCISES = {

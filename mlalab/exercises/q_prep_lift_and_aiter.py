@@ -16,6 +16,7 @@ from torch.fx.experimental.symbolic_shapes import (
     StatelessSymbolicContext,
 )
 
+from mlalab.errors import first_line
 from mlalab.teach import Case, Exercise, same_as
 from mlalab_kernels.mla_decode_q_prep.reference import mla_decode_q_prep
 
@@ -169,7 +170,7 @@ def _fake_complaint(attempt: Callable[..., Any], sizes: Sizes) -> str | None:
         with mode:
             found = attempt(fake_q, fake_w, sizes.cache_dtype)
     except Exception as error:  # whatever a learner's code raises is the answer
-        return f"it stopped with {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        return f"it stopped with {first_line(error)}"
     if complaint := _unlike(wanted, found, fake_q.size(0)):
         return complaint
     if len(shapes.guards) != guards:
