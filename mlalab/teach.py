@@ -7,9 +7,10 @@ and arguments that share memory, next to a reference in plain torch, and says wh
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -52,6 +53,11 @@ class Case:
 
     label: str
     args: tuple[Any, ...]
+
+
+def cases(rows: Iterable[tuple[str, tuple[Any, ...]]]) -> list[Callable[[], Case]]:
+    """Return cases whose arguments are plain values, from (label, arguments)."""
+    return [functools.partial(Case, *row) for row in rows]
 
 
 def check(name: str, attempt: Any) -> Verdict:

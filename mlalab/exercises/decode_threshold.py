@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from mlalab.compile.ranges import decode_bound
 from mlalab.context import make_batch
 from mlalab.sweeps.engine import q_prepped_bytes, served_ranges, settings_for
 from mlalab.sweeps.spec import SweepSpec
-from mlalab.teach import Case, Exercise, same_as
+from mlalab.teach import Exercise, cases, same_as
 
 
 def uniform_decode(query_lens: Sequence[int], num_decodes: int, num_speculative: int) -> bool:
@@ -45,10 +44,6 @@ def extra_bytes(bound: int, max_num_batched_tokens: int, heads: int, fp8: bool) 
 
 
 _Rows = Sequence[tuple[str, tuple[object, ...]]]
-
-
-def _cases(rows: _Rows) -> list[Callable[[], Case]]:
-    return [functools.partial(Case, *row) for row in rows]
 
 
 _BATCHES: _Rows = (
@@ -88,19 +83,19 @@ _MEMORY = (
 
 EXERCISES = {
     "08.predicate": Exercise(
-        same_as(uniform_decode, _cases(_BATCHES)),
+        same_as(uniform_decode, cases(_BATCHES)),
         "That is the predicate that CUDA graphs of decode use, and it looks at kinds, not sizes.",
     ),
     "08.threshold": Exercise(
-        same_as(threshold, _cases(_SERVERS)),
+        same_as(threshold, cases(_SERVERS)),
         "Verifying speculated tokens makes a decode batch longer, and the bound with it.",
     ),
     "08.ranges": Exercise(
-        same_as(fused_ranges, _cases(_LIMITS)),
+        same_as(fused_ranges, cases(_LIMITS)),
         "A range is fused as a whole or not at all, so it is cut where the fusion stops.",
     ),
     "08.memory": Exercise(
-        same_as(extra_bytes, _cases(_MEMORY)),
+        same_as(extra_bytes, cases(_MEMORY)),
         "INVARIANT 1 makes every row real memory; the bound keeps the rows few.",
     ),
 }

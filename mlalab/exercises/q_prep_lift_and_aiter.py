@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 
 from mlalab.errors import first_line
-from mlalab.teach import Case, Exercise, same_as
+from mlalab.teach import Exercise, cases, same_as
 from mlalab_kernels.mla_decode_q_prep.reference import mla_decode_q_prep
 
 Graph = Mapping[str, tuple[str, ...]]
@@ -203,22 +202,16 @@ def _text(sizes: Sequence[Any]) -> str:
     return f"[{', '.join(str(size) for size in sizes)}]"
 
 
-def _cases(
-    table: Sequence[tuple[str, tuple[Any, ...]]],
-) -> list[Callable[[], Case]]:
-    return [partial(Case, label, given) for label, given in table]
-
-
 EXERCISES = {
     "07.fake": Exercise(
         _judge_fake, "Rows, dtype and strides are all that a compiler knows before it allocates."
     ),
     "07.cycle": Exercise(
-        same_as(closes_cycle, _cases([(label, (graph, taken)) for label, graph, taken in GRAPHS])),
+        same_as(closes_cycle, cases([(label, (graph, taken)) for label, graph, taken in GRAPHS])),
         "The way around may be long; what is taken as well is no way around.",
     ),
     "07.gate": Exercise(
-        same_as(has_decode_graph, _cases(GATES)),
+        same_as(has_decode_graph, cases(GATES)),
         "By what kind of batch it is, and then by size.",
     ),
 }
