@@ -92,17 +92,30 @@ def _own_methods(kind: type) -> Iterator[Any]:
     """Yield the methods that a class got outside mlalab: a pass may be a class with its `apply`."""
     for base in kind.__mro__:
         if base.__module__.partition(".")[0] not in ("mlalab", "builtins"):
-            methods = (x for name, x in vars(base).items() if not name.startswith("__"))
-            yield from (x for x in methods if isinstance(x, types.FunctionType))
+            yield from (_function(x) for name, x in vars(base).items() if not name.startswith("__"))
+
+
+def _function(attribute: Any) -> Any:
+    """Return the function in a static or class method or a property; None for what holds none."""
+    found = getattr(attribute, "__func__", getattr(attribute, "fget", attribute))
+    return found if isinstance(found, types.FunctionType) else None
 
 
 def _own_globals(function: types.FunctionType) -> Iterator[Any]:
     """Yield the functions and constants of its own module that a function names."""
-    for name in function.__code__.co_names:
+    for name in _names(function.__code__):
         value = function.__globals__.get(name)
         helper = isinstance(value, types.FunctionType) and value.__module__ == function.__module__
         if helper or (name in function.__globals__ and isinstance(value, _PLAIN)):
             yield from (name, value)
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """Yield the names in a function's code, and in that of lambdas and generators inside it."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from _names(inner)
 
 
 def _cell(cell: types.CellType) -> Any:

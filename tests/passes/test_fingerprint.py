@@ -26,6 +26,10 @@ def by_global(x):
     return helper(x) * SCALE
 
 
+def by_global_inside(x):
+    return [helper(y) * SCALE for y in x], sum(helper(y) * SCALE for y in x)
+
+
 def helper(x):
     return x + 1
 
@@ -64,11 +68,12 @@ def test_equal_values_are_equal():
     assert fingerprint(endless) == fingerprint(endless)
 
 
+@pytest.mark.parametrize("function", [by_global, by_global_inside])
 @pytest.mark.parametrize("name", ["SCALE", "helper"])
-def test_globals_of_the_same_module_count(name, monkeypatch):
-    before = fingerprint(by_global)
-    monkeypatch.setitem(by_global.__globals__, name, {"SCALE": 3, "helper": by_global}[name])
-    assert fingerprint(by_global) != before
+def test_globals_of_the_same_module_count(function, name, monkeypatch):
+    before = fingerprint(function)
+    monkeypatch.setitem(function.__globals__, name, {"SCALE": 3, "helper": by_global}[name])
+    assert fingerprint(function) != before
 
 
 def test_another_process_agrees():
@@ -95,10 +100,12 @@ def test_a_changed_source_file_counts(tmp_path, monkeypatch):
     assert len(hashes) == 2
 
 
-def test_a_pass_that_is_a_class_counts_with_its_methods():
+@pytest.mark.parametrize("kind", [lambda f: f, staticmethod, classmethod, property])
+def test_a_pass_that_is_a_class_counts_with_its_methods(kind):
     def made(run):
         class Mine(Pass):
-            def apply(self, graph):
+            @kind
+            def apply(self, graph=None):
                 return run(graph)
 
         return Mine(name="Mine", note="")
