@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlalab.bench.cells import CellResult, provenance
-from mlalab.bench.report import FORMAT, Limits
+from mlalab.bench.report import FORMAT, Limits, ratios
 from mlalab.errors import ConfigError
 
 _FOLDER = Path(__file__).parent / "recorded"
@@ -53,9 +53,13 @@ class Record:
         return dataclasses.replace(self, results=(*rest, *self.results))
 
     def timed(self, heads: int, format: str) -> list[CellResult]:
-        """Return the cells of one N and format that passed every check, by tokens."""
+        """Return the cells of one N and format whose ratios mean something, by tokens.
+
+        Each passed every check and has times of one launch, of two and of a copy; another baseline
+        may have failed.
+        """
         found = [r for r in self.results if (r.spec.heads, r.spec.format) == (heads, format)]
-        return sorted((r for r in found if r.ok and r.times), key=lambda r: r.spec.tokens)
+        return sorted((r for r in found if ratios(r, self.limits)), key=lambda r: r.spec.tokens)
 
 
 def names() -> tuple[str, ...]:

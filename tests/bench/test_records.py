@@ -50,6 +50,11 @@ def test_a_cell_that_failed_is_not_among_the_timed(tmp_path):
     assert [r.spec.tokens for r in record.timed(16, "fp8/fp8")] == [64]
 
 
+def test_a_cell_counts_whose_baseline_could_not_be_built(tmp_path):
+    record = records.load(saved(tmp_path, result_of(8, failures={"inductor": "no compiler"})))
+    assert [r.spec.tokens for r in record.timed(16, "fp8/fp8")] == [8]
+
+
 def test_a_newer_run_goes_over_an_older_one():
     old = records.Record("a", MACHINE, LIMITS, (result_of(1), result_of(8)))
     new = records.Record("b", MACHINE, LIMITS, (result_of(8, failures={"plain": "x"}),))
