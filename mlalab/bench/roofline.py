@@ -98,8 +98,18 @@ def roof(record: Record) -> tuple[float, float]:
 
 
 def floors(record: Record, heads: int, format: str) -> list[Floor]:
-    """Return the floors of the cells of one N and format, by tokens."""
-    return [_floor(record, result) for result in record.timed(heads, format)]
+    """Return the floors of the cells of one N and format, by tokens.
+
+    Raises:
+        ConfigError: the record has no times for them.
+    """
+    timed = record.timed(heads, format)
+    if not timed:
+        raise ConfigError(
+            f"The record {record.name!r} has no times for N = {heads}, {format}; it has cells for "
+            f"N = {', '.join(map(str, record.heads)) or 'none'}."
+        )
+    return [_floor(record, result) for result in timed]
 
 
 def _floor(record: Record, result: CellResult) -> Floor:

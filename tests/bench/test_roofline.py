@@ -80,6 +80,12 @@ def test_a_gpu_whose_peak_is_unknown_has_the_other_floors():
         roof(unknown)
 
 
+@pytest.mark.parametrize(("heads", "format"), [(7, "fp8/fp8"), (16, "bf16/fp8")])
+def test_without_times_there_are_no_floors(heads, format):
+    with pytest.raises(ConfigError, match=f"no times for N = {heads}, {format}; it has .* 16"):
+        floors(record(result_of(1)), heads, format)
+
+
 def test_no_floor_of_the_record_lies_above_what_was_measured():
     found = load("h200")
     assert roof(found) == (found.limits.copy_bytes_per_s, 989.4e12)
