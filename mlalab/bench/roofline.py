@@ -82,6 +82,11 @@ class Floor:
         """Operations per byte."""
         return flops(self.spec) / self.spec.bytes_moved
 
+    @property
+    def reached(self) -> float:
+        """Operations per second of one launch, in units of 10¹²."""
+        return flops(self.spec) / self.one * 1e-6
+
 
 def roof(record: Record) -> tuple[float, float]:
     """Return the bytes per second of a large copy, as measured, and the peak of `PEAK_FLOPS`.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mlalab.bench.roofline import Floor, flops
 from mlalab.viz import theme
 from mlalab.viz.plots import LINES, MARKERS, SERIES, plot, tokens_axis
 from mlalab.viz.show import Figure
@@ -14,6 +13,8 @@ from mlalab.viz.text import table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
+
+    from mlalab.bench.roofline import Floor
 
 _WAYS = {"two": "two launches", "one": "one launch", "copy": "copy of as many bytes"}
 _COLUMNS = ("memory", "compute", "launch")
@@ -109,7 +110,7 @@ def roofline_figure(
         for index, group in enumerate(groups):
             axes.plot(
                 [floor.intensity for floor in group],
-                [_teraflops(floor) for floor in group],
+                [floor.reached for floor in group],
                 color=SERIES[index],
                 marker=MARKERS[index],
                 linestyle=LINES[index],
@@ -135,12 +136,8 @@ def _roof_text(groups: Sequence[Sequence[Floor]]) -> str:
 
 def _roof_row(floor: Floor) -> tuple[str, ...]:
     spec = floor.spec
-    reached = (f"{floor.intensity:.0f}", f"{_teraflops(floor):.1f}")
+    reached = (f"{floor.intensity:.0f}", f"{floor.reached:.1f}")
     return (spec.format, str(spec.heads), str(spec.tokens), *reached)
-
-
-def _teraflops(floor: Floor) -> float:
-    return flops(floor.spec) / floor.one * 1e-6
 
 
 def _roof_alt(groups: Sequence[Sequence[Floor]], ridge: float) -> str:
