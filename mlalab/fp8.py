@@ -89,8 +89,8 @@ class Format:
         Raises:
             InputError: not in 0..255.
         """
-        if not 0 <= byte <= 0xFF:
-            raise InputError(f"A byte lies in 0..255, got {byte}; pass one of those.")
+        if not hasattr(byte, "__index__") or not 0 <= byte <= 0xFF:
+            raise InputError(f"A byte is an integer in 0..255, got {byte!r}; pass one of those.")
         exponent = (byte >> self.mantissa_bits) & ((1 << self.exponent_bits) - 1)
         return Fields(byte >> 7, exponent, byte & ((1 << self.mantissa_bits) - 1))
 

@@ -42,9 +42,11 @@ def inspect_fp8(
 
     Raises:
         ConfigError: no format is called so.
-        InputError: no byte, no FP8 tensor, two shapes, or too many rows for a picture.
+        InputError: no byte, no FP8 tensor, no scale, two shapes, or too many rows for a picture.
     """
     factor = float(scale)
+    if not 0 < factor < math.inf:
+        raise InputError(f"A scale is a positive number, got {factor:g}; pass that of the bytes.")
     if isinstance(what, Tensor):
         fmt = format_named(format) if format else format_of(what)
         rows = None if source is None else torch.as_tensor(source)

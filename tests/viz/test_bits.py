@@ -77,9 +77,17 @@ class TestByte:
     def test_errors(self, source, error):
         assert inspect_fp8(0x38, source=source).error == error
 
+    @pytest.mark.parametrize("byte", [256, -1, 1.0, "0x38", None])
+    def test_what_is_no_byte_is_refused(self, byte):
+        with pytest.raises(InputError, match=f"integer in 0..255, got {byte!r}"):
+            inspect_fp8(byte)
+
+    @pytest.mark.parametrize("scale", [0, -1.0, float("inf"), float("nan")])
+    def test_what_is_no_scale_is_refused(self, scale):
+        with pytest.raises(InputError, match="A scale is a positive number"):
+            inspect_fp8(0x38, source=1.0, scale=scale)
+
     def test_refusals(self):
-        with pytest.raises(InputError, match="got 256"):
-            inspect_fp8(256)
         with pytest.raises(ConfigError, match="e3m4"):
             inspect_fp8(1, format="e3m4")
 
