@@ -7,15 +7,13 @@ traits `byte` and `format` follow what is shown, both ways.
 from __future__ import annotations
 
 import math
-from importlib.resources import files
 from typing import Any
 
 import anywidget
 import traitlets
 
 from mlalab.fp8 import FORMATS
-
-_STATIC = files("mlalab.viz") / "static"
+from mlalab.viz.page_data import static_text
 
 
 def format_rows() -> list[dict[str, Any]]:
@@ -42,8 +40,8 @@ class BitsWidget(anywidget.AnyWidget):
         source, scale: what was quantised, and the dequantisation scale; shown, not changed.
     """
 
-    _esm = (_STATIC / "bits.js").read_text(encoding="utf-8")
-    _css = (_STATIC / "bits.css").read_text(encoding="utf-8")
+    _esm = static_text("bits.js")
+    _css = static_text("bits.css")
     byte = traitlets.Int(0, min=0, max=255).tag(sync=True)
     format = traitlets.Enum(list(FORMATS), "e4m3fn").tag(sync=True)
     source = traitlets.Float(None, allow_none=True).tag(sync=True)

@@ -1,4 +1,4 @@
-"""The light card that a hand-drawn picture stands on, and the marks for what is no plain number.
+"""The light card that a picture stands on, and the marks for what is no plain number.
 
 A mark has a shape of its own and stands next to a word in the legend: colour alone tells nothing.
 """

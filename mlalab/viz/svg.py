@@ -14,6 +14,7 @@ from mlalab.records import StepRecord
 from mlalab.viz import theme
 from mlalab.viz._panel import Panel, draw_panel, legend
 from mlalab.viz.alt import before_after_alt, counts_text, step_alt
+from mlalab.viz.card import card
 from mlalab.viz.folding import Show, View, focus, fold
 from mlalab.viz.measure import text_width
 from mlalab.viz.overlay import after_side, before_side, overlay
@@ -113,13 +114,7 @@ def _document(
     key = _legend(views)
     parts.append(f'<g transform="translate({_MARGIN - 10} {bottom + 6})">{key.markup}</g>')
     width, height = max(right, _MARGIN + key.width) + _MARGIN, bottom + key.height + _MARGIN
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="mg" viewBox="0 0 {width} {height}" '
-        f'width="{width}" height="{height}" role="img" aria-label="{escape(alt)}">'
-        f"<style>{theme.style()}</style>"
-        f'<rect x=".5" y=".5" width="{width - 1}" height="{height - 1}" rx="10" '
-        f'fill="{theme.CARD}" stroke="{theme.FRAME}"/>{"".join(parts)}</svg>'
-    )
+    return card(width, height, "".join(parts), alt)
 
 
 def _legend(views: Sequence[View]) -> Panel:
