@@ -24,6 +24,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     from mlalab.env import device_named
     from mlalab.lab import trace
     from mlalab.layers.mla import MLAOptions
+    from mlalab.trace_files import require_folder
 
     options = MLAOptions(
         kv_cache_dtype=arguments.kv_cache_dtype,
@@ -32,8 +33,8 @@ def _trace(arguments: argparse.Namespace) -> int:
         device=device_named(arguments.device),
     )
     for path in (arguments.html, arguments.json):
-        if path is not None and not path.parent.is_dir():
-            raise MlalabError(f"Cannot write {path}: the folder {path.parent} does not exist.")
+        if path is not None:
+            require_folder(path)
     result = trace(
         arguments.model,
         tokens=arguments.tokens,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlalab.errors import TraceError
+from mlalab.errors import ConfigError, TraceError
 from mlalab.records import (
     CheckRecord,
     MatchRecord,
@@ -16,6 +16,18 @@ from mlalab.records import (
     StepRecord,
     TensorDiff,
 )
+
+
+def require_folder(path: Path) -> None:
+    """Refuse a file that could not be written, before what goes into it takes minutes to make.
+
+    Raises:
+        ConfigError: its folder does not exist, or it is a folder itself.
+    """
+    if not path.parent.is_dir():
+        raise ConfigError(f"Cannot write {path}: the folder {path.parent} does not exist.")
+    if path.is_dir():
+        raise ConfigError(f"Cannot write {path}: it is a folder; name a file in it.")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -15,6 +15,7 @@ from mlalab.bench.report import Limits, document, machine, measure_limits, save,
 from mlalab.bench.run import check_cell, run_all, run_cell
 from mlalab.errors import ConfigError
 from mlalab.kernels import load
+from mlalab.trace_files import require_folder
 
 _FULL = {"tokens": (1, 8, 32, 64, 128, 256, 512), "heads": (16, 64, 128), "formats": FORMATS}
 _QUICK = {"tokens": (1, 32, 512), "heads": (16, 128), "formats": ("fp8/fp8",)}
@@ -55,8 +56,8 @@ def decode_prep(
         )
     if replays < _MIN_REPLAYS:
         raise ConfigError(f"A median takes at least {_MIN_REPLAYS} replays, got {replays}.")
-    if out is not None and not out.parent.is_dir():
-        raise ConfigError(f"Cannot write {out}: the folder {out.parent} does not exist.")
+    if out is not None:
+        require_folder(out)
     sizes = {} if on_gpu else _TINY_SIZES
     cells = _QUICK if quick else _FULL
     given = {"tokens": tokens, "heads": heads, "formats": formats}

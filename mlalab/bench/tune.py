@@ -24,7 +24,7 @@ from mlalab.bench.parity import compare
 from mlalab.bench.report import machine
 from mlalab.bench.run import layers_past
 from mlalab.errors import ConfigError
-from mlalab.trace_files import write_whole
+from mlalab.trace_files import require_folder, write_whole
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 HEADS = (16, 64, 128)
@@ -91,8 +91,7 @@ def tune(
     """
     if device.type != "cuda":
         raise ConfigError("Tuning times kernels on a GPU, and there is none; run it where one is.")
-    if not out.parent.is_dir():
-        raise ConfigError(f"Cannot write {out}: the folder {out.parent} does not exist.")
+    require_folder(out)
     specs = grid(tokens or TOKENS, heads or HEADS, formats or FORMATS)
     rows, facts = _read(out), machine(device) | {"how": _HOW}
     try:

@@ -12,7 +12,7 @@ from typing import Any
 from mlalab.errors import ConfigError
 from mlalab.sweeps.spec import SweepResult
 from mlalab.sweeps.sweep import Sweep, sweep
-from mlalab.trace_files import write_whole
+from mlalab.trace_files import require_folder, write_whole
 
 _COLUMNS = ("tokens", "launches", "median_us", "low_us", "high_us", "samples")
 
@@ -25,13 +25,12 @@ def write(settings: Mapping[str, Any], files: Mapping[str, Path | None]) -> Swee
         files: "json", "csv" or "figure" → where to, or None.
 
     Raises:
-        ConfigError: a setting that cannot be used, or a folder that does not exist.
+        ConfigError: a setting that cannot be used, no such folder, or two outputs for one file.
         TraceError: a file that cannot be written.
     """
     paths = {kind: path for kind, path in files.items() if path is not None}
     for path in paths.values():
-        if not path.parent.is_dir():
-            raise ConfigError(f"Cannot write {path}: the folder {path.parent} does not exist.")
+        require_folder(path)
     if len({path.resolve() for path in paths.values()}) < len(paths):
         raise ConfigError("Two outputs are to be written to one file; give each a name of its own.")
     answer = sweep(**settings)
