@@ -6,7 +6,7 @@ holds is shown.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -15,7 +15,7 @@ import ipywidgets as widgets
 from mlalab.cache import KVCacheDtype
 from mlalab.compile.capture import Mode
 from mlalab.compile.config import Level
-from mlalab.explorer import DTYPES
+from mlalab.explorer import DTYPES, UNSET
 from mlalab.passes.fingerprint import fingerprint
 from mlalab.shapes import PRESETS
 from mlalab.viz.text import step_table
@@ -87,9 +87,11 @@ class Panel(widgets.VBox):
         state = self.explorer.state
         for name, control in self.controls.items():
             value = getattr(state, name)
-            if name == "tokens" and isinstance(value, int):
+            if name != "tokens":
+                value = UNSET.get(name) if value is None else value
+                control.value = value if value in control.options else control.value
+            elif type(value) is int:  # what is no number cannot be traced, nor shown
                 control.max = max(control.max, value)
-            if value is not None and (name == "tokens" or value in control.options):
                 control.value = value
         if self.explorer.failure is None:
             self._show_switches(state.switches())
@@ -107,12 +109,21 @@ class Panel(widgets.VBox):
         return lambda change: self._set(**{name: change.new})
 
     def _switcher(self, name: str) -> Callable[[Any], None]:
-        return lambda change: self._set(on={**self.explorer.state.on, name: change.new})
+        return lambda change: self._set(on={**self._switched(), name: change.new})
 
     def _set(self, **changes: Any) -> None:
         if not self._syncing:
             self._say("tracing ...")
-            self.explorer.set(**changes)
+            self.explorer.set(**{"on": self._switched(), **changes})
+
+    def _switched(self) -> Mapping[str, bool]:
+        """Return what `on` says of passes that are there: a cell may have renamed one since."""
+        on = self.explorer.state.on
+        try:
+            names = {p.name for p in self.explorer.state.all_passes()}
+        except Exception:  # tracing will raise it again and tell
+            return on
+        return {name: value for name, value in on.items() if name in names}
 
     def _say(self, *lines: str, style: str = "") -> None:
         text = "<br>".join(map(escape, lines))
@@ -153,9 +164,10 @@ def _controls(explorer: Explorer) -> dict[str, Any]:
         continuous_update=False,
     )
     if state.has_options:
-        found["dtype"] = _dropdown("dtype", tuple(DTYPES), state.dtype or "bfloat16")
+        found["dtype"] = _dropdown("dtype", tuple(DTYPES), state.dtype or UNSET["dtype"])
         caches = get_args(KVCacheDtype)
-        found["kv_cache_dtype"] = _dropdown("KV cache", caches, state.kv_cache_dtype or "auto")
+        cache = state.kv_cache_dtype or UNSET["kv_cache_dtype"]
+        found["kv_cache_dtype"] = _dropdown("KV cache", caches, cache)
     found["level"] = _dropdown("level", get_args(Level), state.level)
     found["mode"] = _dropdown("mode", get_args(Mode), state.mode)
     return found

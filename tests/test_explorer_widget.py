@@ -94,6 +94,41 @@ def test_passes_that_come_and_go_get_boxes():
     assert lab.state.on == {"B": False}
 
 
+def test_a_pass_that_was_renamed_is_no_dead_end():
+    def passes():
+        return [CleanUp(name=name, note="", run=lambda graph: PassResult())]
+
+    name = "Old"
+    lab = mlalab.explore("tiny", tokens=2, passes=passes, check=False)
+    panel = lab.widget()
+    panel.passes["Old"].value = False
+    name = "New"
+    panel.follow()
+    assert lab.error is None
+    assert list(panel.passes) == ["New"]
+    assert lab.state.on == {}
+
+
+@pytest.mark.parametrize("tokens", ["many", None, 2.5])
+def test_what_no_control_can_show_is_an_error_and_nothing_raised(lab, tokens):
+    panel = lab.widget()
+    lab.set(tokens=4)
+    lab.set(tokens=tokens)
+    assert lab.error
+    assert panel.controls["tokens"].value == 4
+    lab.set(tokens=2)
+    assert lab.error is None
+
+
+def test_a_dtype_that_is_unset_again_is_shown_as_what_it_then_is(lab):
+    panel = lab.widget()
+    lab.set(dtype="float16", kv_cache_dtype="fp8")
+    lab.set(dtype=None, kv_cache_dtype=None)
+    shown = [panel.controls[name].value for name in ("dtype", "kv_cache_dtype")]
+    assert shown == ["bfloat16", "auto"]
+    assert lab.trace.meta["dtype"] == "bfloat16"
+
+
 def test_a_layer_has_no_choice_of_dtypes():
     layer = mlalab.build("tiny").layers[0]
     panel = mlalab.explore(layer, tokens=2, check=False).widget()
