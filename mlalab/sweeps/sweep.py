@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ class Sweep:
         self.device = device or default_device()
         self.watchers: list[Callable[[], None]] = []
         """Called whenever the result has changed."""
+        self._changing = threading.RLock()
         self._measured: Record | None = None
         self._widget: Any = None
         self.result: SweepResult = self._run(spec)
@@ -49,12 +51,16 @@ class Sweep:
     def set(self, **changes: Any) -> Sweep:
         """Change fields of the spec; returns this sweep. After an error nothing has changed.
 
+        One change after the other: the widget measures on a thread of its own, and matplotlib,
+        which draws what follows, must not run twice at once.
+
         Raises:
             ConfigError: a setting that cannot be used, or no such record.
         """
-        self.result = self._run(dataclasses.replace(self.spec, **changes))
-        for watcher in self.watchers:
-            watcher()
+        with self._changing:
+            self.result = self._run(dataclasses.replace(self.spec, **changes))
+            for watcher in self.watchers:
+                watcher()
         return self
 
     def _run(self, spec: SweepSpec) -> SweepResult:

@@ -145,6 +145,10 @@ def _measuring(sweep: Sweepable) -> Any:
         # On a thread of its own, or the kernel would not hear the other button.
         threading.Thread(target=work, daemon=True).start()
 
+    def stop(_: Any) -> None:
+        asked.set()
+        cancel.disabled, said.value = True, "stopping after this cell …"
+
     start.on_click(begin)
-    cancel.on_click(lambda _: asked.set())
+    cancel.on_click(stop)
     return ipywidgets.VBox([ipywidgets.HBox([start, cancel, bar]), said])

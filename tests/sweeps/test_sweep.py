@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 import types
 
 import pytest
@@ -49,6 +51,27 @@ def test_set_changes_what_it_names_and_tells_who_watches():
     assert sweep.set(max_num_seqs=8, num_speculative_tokens=1) is sweep
     assert sweep.spec == SweepSpec(max_num_seqs=8, num_speculative_tokens=1)
     assert told == [16]
+
+
+def test_changes_of_two_threads_come_one_after_the_other():
+    sweep, inside = mlalab.sweep(), []
+
+    def draw():
+        inside.append(len(inside))
+        overlaps.append(len(inside) > 1)
+        time.sleep(0.05)
+        inside.pop()
+
+    overlaps = []
+    sweep.watchers.append(draw)
+    changes = ({"max_num_seqs": 8}, {"heads": 64})
+    threads = [threading.Thread(target=sweep.set, kwargs=change) for change in changes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert overlaps == [False, False]
+    assert (sweep.spec.max_num_seqs, sweep.spec.heads) == (8, 64)
 
 
 @pytest.mark.parametrize("changes", [{"max_num_seqs": 0}, {"format": "x"}, {"record": "nope"}])

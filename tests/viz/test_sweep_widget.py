@@ -115,6 +115,8 @@ def test_cancel_keeps_what_was_finished(monkeypatch):
         for count in (1, 2, 3):
             if count == 2:
                 shown["cancel"].click()
+                assert shown["told"].value == "stopping after this cell …"
+                assert shown["cancel"].disabled
             yield record(*[(t, 4.0, 2.0) for t in (1, 8, 32)[:count]], name="here")
 
     sweep, shown, work = measured(monkeypatch, steps)
