@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 import mlalab.ops  # noqa: F401  registers torch.ops.mlalab, whose ops patterns name
+from mlalab.errors import ConfigError
 from mlalab.records import MatchRecord, Refusal
 
 
@@ -84,12 +85,23 @@ class Fusion(Pass):
         anchor: the op whose remaining calls are reported as not matched; the first output of every
             pattern must be a call of it.
         variants: forms of the pattern, tried in order.
+
+    Raises:
+        ConfigError: two variants of one name.
     """
 
     tensors: tuple[str, ...]
     wildcards: tuple[str, ...]
     anchor: torch._ops.OpOverload
     variants: tuple[Variant, ...]
+
+    def __post_init__(self) -> None:
+        names = [variant.name for variant in self.variants]
+        # Patterns are kept by name, and a reason names its variant.
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ConfigError(
+                f"Two variants of {self.name} are called {twice[0]!r}; give each its own name."
+            )
 
     def apply(self, graph: fx.Graph) -> PassResult:
         """Replace every match in `graph`, in place."""

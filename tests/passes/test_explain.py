@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
+from mlalab.errors import ConfigError
 from mlalab.lab import record
 from mlalab.passes.explain import attempt
 from mlalab.passes.matching import blind_pattern
@@ -98,3 +101,9 @@ def test_an_attempt_that_succeeds_is_the_match():
         *fusion.tensors,
         *fusion.wildcards,
     }
+
+
+def test_two_variants_of_one_name_are_refused():
+    fusion = MLARoPEKVCacheCatFusionPass
+    with pytest.raises(ConfigError, match=f"Two variants of {fusion.name} are called"):
+        dataclasses.replace(fusion, variants=fusion.variants[:1] * 2)
