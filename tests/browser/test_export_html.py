@@ -101,6 +101,8 @@ def test_filter_dims_and_counts(page):
     assert page.locator("output").text_content() == "4 of 93 nodes"
     assert page.locator(".picture .n:not(.dim)").count() == 4
     assert page.locator(".code li:visible").count() == 4
+    page.locator(".search").fill("null")  # what JavaScript prints for a node without a layer
+    assert page.locator(".code li:visible").count() == 0
     page.locator(".search").fill("")
     page.locator(".chip").nth(1).click()
     page.locator(".changed").check()

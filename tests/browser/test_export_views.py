@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from mlalab.viz import page_data
+from mlalab.viz.cost import bytes_text
 from mlalab.viz.export import trace_html
 from tests.browser.chrome import CONTRAST
 from tests.viz.samples import steps
@@ -110,6 +112,17 @@ def test_shading_by_bytes_with_amounts_and_a_legend(fused):
     fused.locator(".shade").select_option(label="none")
     assert fused.locator(".picture .k").count() == 0
     assert fused.locator(".scale").text_content() == ""
+
+
+def test_amounts_read_as_in_python(page):
+    """But for trailing zeros, which a label in the picture leaves out of round numbers."""
+    counts = [1, 512, 999, 1000, 1049, 65_536, 999_499, 999_500, 10**6 - 1, 24_100_000]
+    script = page_data.static_text("stepper_shade.js")
+    told = page.evaluate(
+        f"(counts) => {{ {script}; return counts.map((n) => amount(n, 'B')) }}", counts
+    )
+    expected = [bytes_text(count) for count in counts]
+    assert [x.replace(".00", "") for x in told] == [x.replace(".00", "") for x in expected]
 
 
 def test_measured_times_say_where_and_when(page):

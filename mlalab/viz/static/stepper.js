@@ -32,8 +32,7 @@ export function mount(root, trace) {
 
   /** What the shades say of a node or box, as pairs of a word and a value. */
   const values = (numbers) => trace.shades
-    .map(([, field, unit], i) => [field, amount(numbers[i], unit)])
-    .filter((_, i) => numbers[i]);
+    .flatMap(([, field, unit], i) => (numbers[i] ? [[field, amount(numbers[i], unit)]] : []));
 
   function factsOf(name) {
     const line = lines.get(name) ?? older.get(name);
@@ -67,7 +66,7 @@ export function mount(root, trace) {
     const [number, state] = lines.get(name) ?? older.get(name) ?? [-1, "s"];
     const record = trace.nodes[number] ?? [];
     if (changed.checked && state === "s") return false;
-    const text = `${name} ${record[1]} ${record[LAYER]}`.toLowerCase();
+    const text = [name, record[1], record[LAYER]].join(" ").toLowerCase();
     return words.every((word) => text.includes(word));
   }
 

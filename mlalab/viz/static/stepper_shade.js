@@ -4,9 +4,9 @@ const PREFIXES = ["", "k", "M", "G", "T"];
 
 /** A value in three digits with its unit: `65.5 kB`, `3.21 µs`. */
 function amount(value, unit) {
-  const power = unit === "B" && value >= 1000
-    ? Math.min(PREFIXES.length - 1, Math.floor(Math.log10(value) / 3)) : 0;
-  const scaled = value / 1000 ** power;
+  let [scaled, power] = [value, 0];
+  // From 999.5 on three digits are those of the next unit.
+  for (; unit === "B" && scaled >= 999.5 && power < PREFIXES.length - 1; power += 1) scaled /= 1000;
   const whole = Number.isInteger(scaled) || scaled >= 99.95;
   return `${whole ? Math.round(scaled) : scaled.toPrecision(3)} ${PREFIXES[power]}${unit}`;
 }
