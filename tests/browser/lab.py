@@ -113,6 +113,15 @@ class Lab:
         self.run_command("notebook:run-all-cells")
         self.page.evaluate(_READY)
 
+    def ask(self, source: str) -> str:
+        """Return what the kernel says to `source`, in place of the open notebook's third cell."""
+        cell = self.page.locator(f"{PANEL} .jp-CodeCell").nth(2)
+        cell.locator(".cm-content").fill(source)
+        self.page.keyboard.press("Control+Enter")
+        output = cell.locator(".jp-OutputArea-output")
+        output.wait_for()
+        return output.text_content().strip()
+
     def theme(self, name: str) -> None:
         """Switch the theme: "JupyterLab Light" or "JupyterLab Dark"."""
         self.run_command("apputils:change-theme", theme=name)

@@ -34,16 +34,6 @@ def widget(lab):
     return lab.page.locator(f"{PANEL} .jp-CodeCell").nth(1).locator(".mlalab-bits")
 
 
-def answer(lab, source: str) -> str:
-    """What the kernel says, in a cell that takes the place of the last one."""
-    cell = lab.page.locator(f"{PANEL} .jp-CodeCell").nth(2)
-    cell.locator(".cm-content").fill(source)
-    lab.page.keyboard.press("Control+Enter")
-    output = cell.locator(".jp-OutputArea-output")
-    output.wait_for()
-    return output.text_content().strip()
-
-
 def test_show_gives_the_picture_and_then_the_widget(notebook):
     first = notebook.page.locator(f"{PANEL} .jp-CodeCell").nth(0).locator(".jp-OutputArea-child")
     assert first.count() == 2
@@ -57,7 +47,7 @@ def test_python_and_browser_share_byte_and_format(notebook):
     byte.get_by_role("button", name="bit 6,").click()
     byte.get_by_label("read as").select_option("e4m3fnuz")
     assert byte.locator(".said").text_content() == "0xC0 is −1 (normal)"
-    assert answer(notebook, "bits.byte, bits.format, bits.value") == "(192, 'e4m3fnuz', -1.0)"
+    assert notebook.ask("bits.byte, bits.format, bits.value") == "(192, 'e4m3fnuz', -1.0)"
 
 
 def test_keys_flip_bits_and_leave_the_notebook_alone(notebook):

@@ -43,16 +43,6 @@ def title(lab) -> str:
     return stepper(lab).locator(".finding h2").text_content()
 
 
-def said(lab, source: str) -> str:
-    """What the kernel answers, in a cell that takes the place of the last one."""
-    cell = lab.page.locator(f"{PANEL} .jp-CodeCell").nth(2)
-    cell.locator(".cm-content").fill(source)
-    lab.page.keyboard.press("Control+Enter")
-    output = cell.locator(".jp-OutputArea-output")
-    output.wait_for()
-    return output.text_content().strip()
-
-
 def test_show_gives_the_picture_and_then_the_widget(notebook):
     first = notebook.page.locator(f"{PANEL} .jp-CodeCell").nth(0).locator(".jp-OutputArea-child")
     assert first.count() == 2
@@ -66,7 +56,7 @@ def test_python_and_browser_share_step_and_choice(notebook):
     stepper(notebook).locator('.picture [data-n="mm"]').click()
     notebook.page.keyboard.press("ArrowRight")
     assert title(notebook) == "3 of 4: QuantFusion"
-    assert said(notebook, "stepper.index, stepper.chosen") == "(2, 'mm')"
+    assert notebook.ask("stepper.index, stepper.chosen") == "(2, 'mm')"
 
 
 def test_keys_stay_in_the_widget(notebook):
