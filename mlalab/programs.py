@@ -107,7 +107,8 @@ class _Replay:
             for i, (x, expected) in enumerate(zip(sample, written, strict=True)):
                 diffs.append(compare(f"input {i}", expected, fresh[id(x)]))
             records.append(CheckRecord(diffs=tuple(diffs)))
-            reference = Outcome(found.outputs[-len(reference.outputs) :], {})
+            extra = len(found.outputs) - len(reference.outputs)
+            reference = Outcome(found.outputs[extra:], {})
         records.append(CheckRecord(diffs=tuple(reference.diffs(compiled))))
         return records
 
@@ -121,4 +122,6 @@ def _redrawn(x: Tensor, generator: torch.Generator) -> Tensor:
 
 def _outcome(function: Program, inputs: Sequence[Any]) -> Outcome:
     with torch.no_grad():
-        return Outcome([x.clone() for x in pytree.tree_leaves(function(*inputs))], {})
+        results = pytree.tree_leaves(function(*inputs))
+    # A function that only writes in place returns None.
+    return Outcome([x.clone() for x in results if isinstance(x, Tensor)], {})

@@ -9,6 +9,7 @@ import mlalab.ops  # noqa: F401  registers torch.ops.mlalab
 from mlalab.errors import VerifyError
 from mlalab.exercises.naive_in_place import NaiveInPlacePass
 from mlalab.passes.fix_functionalization import FixFunctionalizationPass
+from mlalab.passes.fusion import CleanUp, PassResult
 from mlalab.programs import functional_nodes, trace_program
 
 FIX = FixFunctionalizationPass.name
@@ -49,7 +50,11 @@ def input_written(x, positions, table):
     return x * 2
 
 
-PROGRAMS = (in_place, old_value_read, put_elsewhere, input_written)
+def nothing_returned(x, positions, table):
+    rotate(x[..., 8:], positions, table)
+
+
+PROGRAMS = (in_place, old_value_read, put_elsewhere, input_written, nothing_returned)
 
 
 @pytest.mark.parametrize("tokens", [2, 5])
@@ -74,6 +79,17 @@ def test_the_naive_pass_is_caught(program, wrong):
     assert not trace.ok
     diffs = trace[NAIVE].check.diffs
     assert {diff.name: diff.mismatched for diff in diffs if not diff.equal} == wrong
+
+
+def test_what_a_program_only_writes_is_compared():
+    def halve(graph):
+        for node in graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default):
+            node.args = (node.args[0], node.args[0])
+        return PassResult()
+
+    wrong = CleanUp(name="Wrong", note="", run=halve)
+    trace = trace_program(nothing_returned, inputs(), passes=[wrong], verify=False).check()
+    assert [diff.name for diff in trace["Wrong"].check.diffs if not diff.equal] == ["input 0"]
 
 
 def test_the_naive_pass_is_right_where_nobody_looks():
