@@ -54,7 +54,7 @@ def test_every_file_holds_the_result(capsys, tmp_path):
     [
         (("--max-num-seqs", 0), "max_num_seqs must be an integer of at least 1"),
         (("--num-speculative-tokens", -1), "num_speculative_tokens must be"),
-        (("--heads", 0), "heads must be a positive number"),
+        (("--heads", 0), "heads must be a positive integer"),
         (("--format", "fp4"), "A format is one of fp8/fp8"),
         (("--record", "nope"), "neither a record that comes along (h200)"),
         (("--json", "/nonexistent/s.json"), "the folder /nonexistent does not exist"),

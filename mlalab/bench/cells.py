@@ -42,8 +42,9 @@ class CellSpec:
         if self.format not in FORMATS:
             raise ConfigError(f"A format is one of {', '.join(FORMATS)}, got {self.format!r}.")
         for name in ("heads", "tokens", "nope", "rope", "latent"):
-            if (value := getattr(self, name)) < 1:
-                raise ConfigError(f"{name} must be a positive number, got {value}.")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} must be a positive integer, got {value!r}.")
 
     @property
     def formats(self) -> tuple[str, str]:

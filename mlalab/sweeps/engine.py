@@ -6,6 +6,7 @@ smallest preset is asked.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -31,6 +32,7 @@ def run(spec: SweepSpec, record: Record) -> SweepResult:
     Raises:
         ConfigError: a limit that cannot be used.
     """
+    _limits_of(spec)  # refused before anything is computed from them
     points = points_of(record, spec.heads, spec.format)
     crossover = crossover_of(points)
     bound = decode_bound(spec.max_num_seqs, spec.num_speculative_tokens)
@@ -77,16 +79,22 @@ def settings_for(spec: SweepSpec, threshold: int) -> CompileConfig:
     """Return the settings for a spec, with the fusion on up to `threshold` tokens; 0 is off."""
     # The bound itself is left to the library, which derives it afresh whenever a limit changes.
     derived = threshold >= decode_bound(spec.max_num_seqs, spec.num_speculative_tokens)
-    return CompileConfig(
-        max_num_batched_tokens=spec.max_num_batched_tokens,
-        max_num_seqs=spec.max_num_seqs,
-        num_speculative_tokens=spec.num_speculative_tokens,
+    return dataclasses.replace(
+        _limits_of(spec),
         pass_config=PassConfig(
             fuse_aiter_qk_rope_kvcache_mla=threshold > 0,
             aiter_qk_rope_kvcache_fusion_max_token_num=(
                 None if derived or not threshold else threshold
             ),
         ),
+    )
+
+
+def _limits_of(spec: SweepSpec) -> CompileConfig:
+    return CompileConfig(
+        max_num_batched_tokens=spec.max_num_batched_tokens,
+        max_num_seqs=spec.max_num_seqs,
+        num_speculative_tokens=spec.num_speculative_tokens,
     )
 
 

@@ -43,8 +43,8 @@ def test_a_grid_has_every_combination():
     ("given", "message"),
     [
         ({"format": "fp8/bf16"}, "one of fp8/fp8, bf16/fp8, bf16/bf16, got 'fp8/bf16'"),
-        ({"tokens": 0}, "tokens must be a positive number, got 0"),
-        ({"heads": -1}, "heads must be a positive number, got -1"),
+        ({"tokens": 0}, "tokens must be a positive integer, got 0"),
+        ({"heads": -1}, "heads must be a positive integer, got -1"),
     ],
 )
 def test_impossible_cells_are_refused(given, message):

@@ -81,7 +81,7 @@ def test_a_broken_kernel_is_refused_with_the_figure(capsys, kernels):
     ("options", "message"),
     [
         (("--formats", "fp8/bf16"), "one of fp8/fp8"),
-        (("--tokens", "0"), "tokens must be a positive number"),
+        (("--tokens", "0"), "tokens must be a positive integer"),
         (("--replays", "3"), "at least 20 replays"),
         (("--out", "/nonexistent/b.json"), "does not exist"),
         (("--device", "nope"), "Cannot use device"),

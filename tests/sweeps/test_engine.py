@@ -143,6 +143,8 @@ def test_memory_of_a_gate_that_is_wrong():
 
 
 @pytest.mark.parametrize("name", ["max_num_seqs", "max_num_batched_tokens"])
-def test_limits_are_refused_by_the_library_itself(name):
+@pytest.mark.parametrize("value", [0, None, "8", 2.5])
+@pytest.mark.parametrize("source", [FASTER, SLOWER_LATE])
+def test_limits_are_refused_by_the_library_itself(name, value, source):
     with pytest.raises(ConfigError, match=f"{name} must be an integer of at least 1"):
-        run(SweepSpec(**{name: 0}), FASTER)
+        run(SweepSpec(**{name: value}), source)

@@ -15,7 +15,11 @@ from tests.sweeps.played import FASTER, SLOWER_LATE, record
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"heads": 0}, "heads must be a positive number"), ({"format": "fp4"}, "A format is one of")],
+    [
+        ({"heads": 0}, "heads must be a positive integer"),
+        ({"heads": "8"}, "heads must be a positive integer, got '8'"),
+        ({"format": "fp4"}, "A format is one of"),
+    ],
 )
 def test_a_spec_that_cannot_be_used_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
