@@ -32,9 +32,8 @@ def _trace(arguments: argparse.Namespace) -> int:
         dtype=getattr(torch, arguments.dtype),
         device=device_named(arguments.device),
     )
-    for path in (arguments.html, arguments.json):
-        if path is not None:
-            require_folder(path)
+    for path in filter(None, (arguments.html, arguments.json)):
+        require_folder(path)
     result = trace(
         arguments.model,
         tokens=arguments.tokens,
