@@ -11,7 +11,7 @@ from torch import Tensor
 from mlalab.fp8 import Format, format_named
 from mlalab.fp8_errors import error_table, errors, relative_errors, store
 from mlalab.viz.bits_text import number
-from mlalab.viz.plots import LINES, SERIES, plot
+from mlalab.viz.plots import line, plot
 from mlalab.viz.show import Figure
 
 if TYPE_CHECKING:
@@ -68,8 +68,9 @@ def _alt(formats: Sequence[Format], scale: float, worst: float) -> str:
 
 def _draw(canvas: Canvas, at: Tensor, curves: dict[str, Tensor]) -> None:
     axes = canvas.subplots()
-    for (name, worst), colour, line in zip(curves.items(), SERIES, LINES, strict=False):
-        axes.plot(at.tolist(), (100 * worst).tolist(), label=name, color=colour, linestyle=line)
+    for index, (name, worst) in enumerate(curves.items()):
+        look = line(index, marked=False)
+        axes.plot(at.tolist(), (100 * worst).tolist(), label=name, **look)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_yticks([3, 10, 30, 100], ["3 %", "10 %", "30 %", "100 %"])

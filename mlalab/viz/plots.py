@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlalab.viz import theme
 from mlalab.viz.show import Figure
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 SERIES = ("#0757ba", "#a63c06", "#00704f", "#8a2f86", "#59636e")
-"""Colours of lines, in order; MARKERS or LINES go with them: colour alone tells nothing apart."""
-MARKERS = ("o", "s", "^", "D", "x")
-LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)))
+"""Colours of lines and bars, in order; lines take them by `line`."""
+_MARKERS = ("o", "s", "^", "D", "x")
+_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)))
 _STYLE = {
     "axes.edgecolor": theme.LINE,
     "axes.grid": True,
@@ -69,6 +69,13 @@ def plot(
         canvas.savefig(target, format="svg", metadata={"Date": None})
     svg = target.getvalue()
     return Figure(svg=svg[svg.index("<svg") :], alt=alt, caption=caption, text=text)
+
+
+def line(index: int, *, marked: bool = True) -> dict[str, Any]:
+    """Return how line number `index` looks: colour alone tells nothing apart."""
+    index %= len(SERIES)
+    look = {"color": SERIES[index], "linestyle": _LINES[index]}
+    return look | ({"marker": _MARKERS[index]} if marked else {})
 
 
 def tokens_axis(axes: Axes, values: list[int]) -> None:

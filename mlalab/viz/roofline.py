@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mlalab.viz import theme
-from mlalab.viz.plots import LINES, MARKERS, SERIES, plot, tokens_axis
+from mlalab.viz.plots import line, plot, tokens_axis
 from mlalab.viz.show import Figure
 from mlalab.viz.text import table
 
@@ -58,10 +58,8 @@ def _draw_times(axes: Axes, group: Sequence[Floor]) -> None:
         axes.plot(
             tokens,
             [getattr(floor, way) for floor in group],
-            color=SERIES[index],
-            marker=MARKERS[index],
-            linestyle=LINES[index],
             label=label,
+            **line(index),
         )
     roof = [max(floor.limits.values()) for floor in group]
     axes.fill_between(tokens, roof, color=theme.FRAME)
@@ -111,10 +109,8 @@ def roofline_figure(
             axes.plot(
                 [floor.intensity for floor in group],
                 [floor.reached for floor in group],
-                color=SERIES[index],
-                marker=MARKERS[index],
-                linestyle=LINES[index],
                 label=f"one launch, N = {group[0].spec.heads}",
+                **line(index),
             )
         axes.set(xscale="log", yscale="log", xlabel="flop per byte", ylabel="TFLOP/s")
         axes.legend(loc="lower right")

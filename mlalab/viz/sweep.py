@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mlalab.bench.cells import provenance
 from mlalab.sweeps.spec import Point, ServedRange, SweepResult, times_at
 from mlalab.viz import theme
-from mlalab.viz.plots import LINES, MARKERS, SERIES, plot, tokens_axis
+from mlalab.viz.plots import line, plot, tokens_axis
 from mlalab.viz.show import Figure
 from mlalab.viz.text import table
 
@@ -108,11 +108,9 @@ def _draw_times(axes: Axes, result: SweepResult) -> None:
         errors = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
         axes.errorbar(
             *(_tokens(result), [s.median for s in spreads], errors),
-            color=SERIES[index],
-            marker=MARKERS[index],
-            linestyle=LINES[index],
             label=label,
             capsize=2,
+            **line(index),
         )
     axes.set_ylabel("µs per layer")
     axes.set_ylim(bottom=0)
