@@ -98,8 +98,10 @@ def _read(name: str, path: Path) -> Record:
         if content["limits"] is None:
             raise ConfigError(f"{path} holds checks and no times; run the bench on a GPU.")
         results = tuple(CellResult.from_json(cell) for cell in content["cells"])
-        return Record(name, content["machine"], Limits(**content["limits"]), results)
+        record = Record(name, content["machine"], Limits(**content["limits"]), results)
+        _ = record.provenance  # raises where a number could not say where it comes from
+        return record
     except OSError as error:
         raise ConfigError(f"Cannot read {path}: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is not a benchmark that mlalab saved ({error}).") from error

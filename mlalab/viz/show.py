@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import Any, Protocol
 
+from mlalab.errors import TraceError
 from mlalab.records import StepRecord
 from mlalab.viz.alt import before_after_alt, counts_text, step_alt
 from mlalab.viz.folding import Show
@@ -79,7 +80,13 @@ def before_after_figure(before: StepRecord, after: StepRecord) -> Figure:
 
 
 def trace_figure(trace: Traced) -> Figure:
-    """What all passes together made of the captured graph; as text, the table of steps."""
+    """What all passes together made of the captured graph; as text, the table of steps.
+
+    Raises:
+        TraceError: the trace has no steps.
+    """
+    if not trace.steps:
+        raise TraceError(f"{trace.title} has no steps to show; record it again.")
     text = f"{trace.title}\n{step_table(trace.steps)}"
     last = max(i for i, s in enumerate(trace.steps) if s.kind == "capture" or s.retraced or not i)
     captured = trace.steps[last]

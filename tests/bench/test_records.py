@@ -70,6 +70,11 @@ def test_a_newer_run_goes_over_an_older_one():
         ({"format": "mlalab-bench-0"}, "has format 'mlalab-bench-0'"),
         ({"limits": None}, "holds checks and no times"),
         ({"cells": [{}]}, "is not a benchmark that mlalab saved"),
+        ({"machine": {"device": "Played GPU"}}, "is not a benchmark that mlalab saved .'date'"),
+        (
+            {"cells": [result_of().to_json() | {"parity": []}]},
+            "is not a benchmark that mlalab saved",
+        ),
     ],
 )
 def test_other_files_are_refused(tmp_path, changes, message):

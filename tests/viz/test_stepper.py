@@ -93,9 +93,10 @@ def test_repr_names_the_step_and_nothing_that_changes(trace, stepper):
     assert repr(trace.widget()) == repr(trace.widget())
 
 
-def test_an_empty_trace_is_refused():
+@pytest.mark.parametrize("form", [Trace.widget, Trace.figure])
+def test_an_empty_trace_is_refused(form):
     with pytest.raises(TraceError, match="none has no steps"):
-        Trace("none", [], {}).widget()
+        form(Trace("none", [], {}))
 
 
 def test_measured_times_are_a_second_shade(trace):
