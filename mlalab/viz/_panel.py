@@ -61,13 +61,21 @@ def draw_panel(view: View, *, tooltips: bool) -> Panel:
 
 
 def legend(
-    states: Collection[State] = tuple(_MEANINGS), *, writes: bool = True, folded: bool = True
+    states: Collection[State] = tuple(_MEANINGS),
+    *,
+    writes: bool = True,
+    shared: bool = True,
+    folded: bool = True,
 ) -> Panel:
     """A row of marks, each with its meaning; all of them unless told otherwise."""
     entries = [(_swatch(state), text) for state, text in _MEANINGS.items() if state in states]
     if writes:
         dots = '<g class="w"><path d="M0 0H26"/><path class="a" d="M22-4l4 4-4 4"/></g>'
         entries.append((dots, "writes in place"))
+    if shared:
+        ring = '<circle class="o" cx="5" r="4"/>'
+        line = f'<g class="e es"><path d="M0 0H26m-4-4 4 4-4 4"/>{ring}</g>'
+        entries.append((line, "a view: same memory"))
     if folded:
         entries.append((f'<g transform="translate(14 0)">{_count("n")}</g>', "n views folded"))
     parts = []
@@ -175,11 +183,19 @@ def _edge(edge: ShownEdge, plan: Layout) -> str:
     back = -5 if route[-1][1] >= route[-2][1] else 5
     head = f"m-4 {back} 4 {-back} 4 {back}"
     attributes = f'class="e e{CLASS[edge.state]}" {_ends(edge.source, edge.target)}'
+    ring = _ring(*route[0]) if edge.shared else ""
     if edge.state == "erased":  # a dashed arrow head would fall apart
         x, y = route[-1]
         tip = f'<path class="a" d="M{x} {y}{head}"/>'
-        return f'<g {attributes}><path d="{_path(route)}"/>{tip}</g>'
+        return f'<g {attributes}><path d="{_path(route)}"/>{tip}{ring}</g>'
+    if ring:
+        return f'<g {attributes}><path d="{_path(route)}{head}"/>{ring}</g>'
     return f'<path {attributes} d="{_path(route)}{head}"/>'
+
+
+def _ring(x: int, y: int) -> str:
+    """The mark of shared memory, where a line leaves the buffer."""
+    return f'<circle class="o" cx="{x}" cy="{y + 5}" r="4"/>'
 
 
 def _write(node: str, buffer: str, plan: Layout) -> str:

@@ -39,6 +39,8 @@ class ShownEdge:
     target: str
     state: State
     folded: tuple[str, ...] = ()
+    shared: bool = False
+    """Whether both ends are the same memory: the target is a view of the source."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,7 @@ def fold(graph: Overlay, show: Show = "changes") -> View:
     inside = {name: box.key for box in boxes for name in box.members}
     hidden = _foldable(graph) - inside.keys() if show == "changes" else set()
     edges = _merge(_shortcut(graph, hidden), inside)
+    memory = {name: record.alias_of or name for name, record in graph.records.items()}
     if show == "changes":
         hidden |= _cut_off(graph, edges, hidden | inside.keys())
     shown = {box.key: ShownNode(key=box.key, state="same", layers=box) for box in boxes}
@@ -73,7 +76,10 @@ def fold(graph: Overlay, show: Show = "changes") -> View:
     waits = _between(graph.waits, inside, shown)
     return View(
         nodes=tuple(shown[key] for key in topological(places, [*edges, *waits])),
-        edges=tuple(edges.values()),
+        edges=tuple(
+            replace(edge, shared=a in memory and memory[a] == memory.get(b))
+            for (a, b), edge in edges.items()
+        ),
         writes=_between(writes, inside, shown),
         waits=waits,
         total=len(graph.records),

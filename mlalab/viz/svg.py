@@ -121,6 +121,7 @@ def _legend(views: Sequence[View]) -> Panel:
     return legend(
         {node.state for view in views for node in view.nodes},
         writes=any(view.writes for view in views),
+        shared=any(edge.shared for view in views for edge in view.edges),
         folded=any(edge.folded for view in views for edge in view.edges),
     )
 

@@ -57,6 +57,7 @@ def style() -> str:
         f".mg .b{{stroke-width:1.2}}.mg .e{{fill:none;stroke-width:1.3}}{states}"
         ".mg .c>.b{stroke-width:2.6}.mg .d>.b{stroke-width:1.6;stroke-dasharray:5 3}"
         f".mg .i{{fill:none;stroke:{STROKE['rewired']};stroke-width:1}}"
+        f".mg .o{{fill:{CARD};stroke-dasharray:none;stroke-width:1.6}}"
         ".mg .ec{stroke-width:2}.mg .ed{stroke-dasharray:5 4}"
         f".mg .w{{fill:none;stroke:{WRITE};stroke-width:2.8;stroke-linecap:round;"
         "stroke-dasharray:.1 5.2}"

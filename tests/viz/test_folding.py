@@ -95,6 +95,19 @@ def test_writes_are_kept_and_their_readers_wait():
     assert order.index("attention_1") < order.index("mm_1")
 
 
+def test_lines_between_views_of_one_memory_say_so():
+    for step in steps():
+        view = fold(overlay(step), "all")
+        base = {node.name: node.alias_of or node.name for node in step.nodes}
+        shared = {(edge.source, edge.target) for edge in view.edges if edge.shared}
+        assert shared == {
+            (e.source, e.target) for e in view.edges if base[e.source] == base[e.target]
+        }
+        assert shared
+        folded = fold(overlay(step)).edges
+        assert all(base[e.source] == base[e.target] for e in folded if e.shared)
+
+
 def test_like_layers_are_one_box():
     view = fold(overlay(steps(4)[0]))
     [box] = [node.layers for node in view.nodes if node.layers]

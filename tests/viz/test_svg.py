@@ -144,6 +144,14 @@ def test_unused_legend_entries_are_left_out():
     assert "erased" not in "".join(parsed(step_svg(steps()[0])).itertext())
 
 
+def test_a_view_and_its_memory_are_joined_by_a_ring():
+    svg = step_svg(steps()[0], show="all")
+    assert svg.count('class="o"') > 5
+    assert "a view: same memory" in "".join(parsed(svg).itertext())
+    alone = [replace(node, alias_of=None) for node in steps()[0].nodes]
+    assert 'class="o"' not in step_svg(replace(steps()[0], nodes=tuple(alone)), show="all")
+
+
 def test_alt_text_states_the_finding():
     captured, fused, missed, in_place = steps()
     alt = step_alt(fused, captured)
