@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -29,9 +29,7 @@ from mlalab.passes.pipeline import PIPELINE
 from mlalab.records import StepRecord
 from mlalab.shapes import AttentionShape
 from mlalab.traces import Trace
-
-if TYPE_CHECKING:
-    from mlalab.viz.show import Figure
+from mlalab.viz.show import Figure, Pictured
 
 Passes = Sequence[Pass] | Callable[[], Sequence[Pass]]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -128,7 +126,7 @@ class State:
         )
 
 
-class Explorer:
+class Explorer(Pictured):
     """A state and the latest trace of it that worked. Make one with `explore`.
 
     A change that cannot be traced is no exception: `error` says in a sentence why, `failure` is
@@ -199,9 +197,6 @@ class Explorer:
         if self.error is not None:
             parts.insert(0, f"not traced: {self.error} This is the last trace that worked:")
         return "\n\n".join(part for part in parts if part)
-
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        return {**self.figure()._repr_mimebundle_(), "text/plain": repr(self)}
 
 
 def explore(

@@ -15,6 +15,17 @@ ROOT = Path(__file__).resolve().parents[1]
 FORBIDDEN = [
     # Drawing works from records alone, so that a saved trace can be drawn anywhere.
     ("mlalab/viz/**/*.py", ("mlalab.passes", "mlalab.compile"), ()),
+    # Of sweeps and benchmarks a picture takes the records; nothing runs because it is drawn.
+    (
+        "mlalab/viz/**/*.py",
+        ("mlalab.sweeps", "mlalab.bench"),
+        (
+            "mlalab.sweeps.spec",
+            "mlalab.bench.cells",
+            "mlalab.bench.records",
+            "mlalab.bench.roofline",
+        ),
+    ),
     # A pass knows nothing of how it is shown.
     ("mlalab/passes/**/*.py", ("mlalab.viz",), ()),
     # Traces are read in terminals and CI as well as in notebooks.

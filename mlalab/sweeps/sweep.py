@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -17,12 +17,10 @@ from mlalab.sweeps import measure
 from mlalab.sweeps.engine import run
 from mlalab.sweeps.measure import HERE
 from mlalab.sweeps.spec import SweepResult, SweepSpec
-
-if TYPE_CHECKING:
-    from mlalab.viz.show import Figure
+from mlalab.viz.show import Figure, Pictured
 
 
-class Sweep:
+class Sweep(Pictured):
     """A setting and what follows from it. Prints as text, shows as a picture and as sliders.
 
     Args:

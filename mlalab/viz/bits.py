@@ -18,7 +18,7 @@ from mlalab.errors import InputError
 from mlalab.fp8 import Format, format_named, format_of
 from mlalab.fp8_errors import Errors, errors, read, relative_errors
 from mlalab.viz import bits_text
-from mlalab.viz.show import Figure
+from mlalab.viz.show import Figure, Pictured
 
 MOST_ROWS = 64
 """Rows that fit a picture: a few blocks of a cache."""
@@ -62,7 +62,7 @@ def _bytes_of(stored: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class ByteView:
+class ByteView(Pictured):
     """One byte, read in a format.
 
     Args:
@@ -119,7 +119,7 @@ class ByteView:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class RowsView:
+class RowsView(Pictured):
     """Bytes of a cache row or a block, `[..., C]`.
 
     Args:

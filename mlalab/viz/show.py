@@ -130,6 +130,19 @@ def figure_html(svg: str, alt: str, caption: str) -> str:
     )
 
 
+class Pictured:
+    """What is drawn when it ends a cell, with its own text beside the picture."""
+
+    __slots__ = ()
+
+    def figure(self) -> Figure:
+        """Return the picture."""
+        raise NotImplementedError
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        return {**self.figure()._repr_mimebundle_(), "text/plain": repr(self)}
+
+
 class Live(Protocol):
     """What has a picture and, in a running notebook, a widget."""
 

@@ -14,6 +14,7 @@ import mlalab.viz
 from mlalab.records import StepRecord
 from mlalab.viz.show import (
     Figure,
+    Pictured,
     before_after_figure,
     figure_html,
     show,
@@ -44,6 +45,19 @@ def test_bundle_has_html_and_the_text_that_repr_gives():
     bundle = figure._repr_mimebundle_()
     assert bundle["text/plain"] == repr(figure) == "table"
     assert set(bundle) == {"text/html", "text/plain"}
+
+
+def test_what_is_pictured_ends_a_cell_with_its_picture_and_its_own_text():
+    class Thing(Pictured):
+        def figure(self):
+            return step_figure(steps()[0])
+
+        def __repr__(self):
+            return "a thing"
+
+    bundle = Thing()._repr_mimebundle_(include=None, exclude=None)
+    assert bundle["text/plain"] == "a thing"
+    assert "<img alt=" in bundle["text/html"]
 
 
 def test_step_figures():
