@@ -31,11 +31,17 @@ class Shade:
 
 
 def shades(steps: Sequence[StepRecord], measured: Measured | None) -> list[Shade]:
-    """The quantities that the nodes of these steps have."""
+    """The quantities that the nodes of these steps have.
+
+    Raises:
+        TraceError: times of steps or nodes that are not these.
+    """
     moved = [{n: count for n, count in node_bytes(step.nodes).items() if count} for step in steps]
     found = [_shade("bytes moved, modelled", "modelled", "B", moved)]
     if measured is not None:
-        times = [dict(measured.us.get(step.name, {})) for step in steps]
+        measured.require_of(steps)
+        taken = [measured.us.get(step.name, {}) for step in steps]
+        times = [{name: us for name, us in of.items() if us} for of in taken]
         found.append(_shade(f"µs, {measured.label}", "measured", "µs", times))
     return found
 

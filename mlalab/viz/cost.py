@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from mlalab.errors import TraceError
 from mlalab.records import NodeRecord, StepRecord
 from mlalab.viz.text import table
 
@@ -61,6 +62,30 @@ class Measured:
     def label(self) -> str:
         """Where and when: a time without it says nothing."""
         return f"measured on {self.device}, {self.date}"
+
+    def require_of(self, steps: Sequence[StepRecord]) -> None:
+        """Refuse times that are not of these steps.
+
+        Raises:
+            TraceError: a step or node that is not theirs, or a time that is none.
+        """
+        nodes = {step.name: {node.name for node in step.nodes} for step in steps}
+        for step, times in self.us.items():
+            if step not in nodes:
+                raise TraceError(
+                    f"Times were measured of a step {step!r}, and this trace has "
+                    f"{', '.join(nodes) or 'none'}; measure it again."
+                )
+            for node, us in times.items():
+                if node not in nodes[step]:
+                    raise TraceError(
+                        f"Times of {step!r} name a node {node!r} that its graph does not have; "
+                        f"measure it again."
+                    )
+                if not (math.isfinite(us) and us >= 0):
+                    raise TraceError(
+                        f"The time of {node!r} in {step!r} is {us} µs; measure it again."
+                    )
 
 
 def step_cost(step: StepRecord) -> Cost:
@@ -109,6 +134,9 @@ def cost_table(steps: Sequence[StepRecord], measured: Measured | None = None) ->
     """Launches and bytes of every step, each beside its difference to the step before.
 
     With `measured`, also the sum of the times of each step that has any, in microseconds.
+
+    Raises:
+        TraceError: times of steps or nodes that are not these.
     """
     costs = [step_cost(step) for step in steps]
     launches, moved = [cost.launches for cost in costs], [cost.bytes for cost in costs]
@@ -121,6 +149,7 @@ def cost_table(steps: Sequence[StepRecord], measured: Measured | None = None) ->
     ]
     notes = [MODELLED]
     if measured is not None:
+        measured.require_of(steps)
         sums = [sum(measured.us.get(step.name, {}).values()) for step in steps]
         columns.append(["us", *(f"{us:.1f}" if us else "-" for us in sums)])
         notes.append(f"us: sum of the nodes' times, {measured.label}")
