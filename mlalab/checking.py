@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from mlalab.compile.capture import LabBackend
@@ -88,11 +88,7 @@ class Replay:
         """
         bench = self.bench
         bench.randomise(seed)
-        start = _Start(
-            bench,
-            {layer.layer_name: layer.kv_cache.storage.clone() for layer in bench.layers},
-            (bench.positions, bench.hidden_TD),
-        )
+        start = _start(bench)
         reference_inputs = start.inputs()
         reference = start.outcome(bench.module, reference_inputs)
         sample = start.inputs()
@@ -116,8 +112,48 @@ class Replay:
         start.restore()
         return records
 
+    @property
+    def device(self) -> torch.device:
+        """Where the graphs run."""
+        return self.bench.positions.device
+
+    def rerun(self, index: int, run: Callable[[fx.GraphModule, list[Any]], None]) -> None:
+        """Have `run` run the graph of a step, and leave everything as it was.
+
+        The graph gets copies of its latest inputs, and of the weights that it says it writes.
+        """
+        recorder, module = self.backend.recorders[0], self.bench.module
+        step, start = recorder.steps[index], _start(self.bench)
+        flat = self.backend.inputs_of(step.name)
+        kept = {_storage(x) for x in (*module.parameters(), *module.buffers())}
+        kept -= {_storage(x) for x in _written(step, flat) if isinstance(x, Tensor)}
+        given = [
+            x.clone() if isinstance(x, Tensor) and _storage(x) not in kept else x for x in flat
+        ]
+        try:
+            self.bench.run(run, recorder.graphs[index], given)
+        finally:
+            start.restore()
+
+
+def _written(step: StepRecord, flat: Sequence[Any]) -> list[Any]:
+    """Return the inputs, of `flat`, that a step's graph writes in place, also through a view."""
+    owner = {node.name: node.alias_of or node.name for node in step.nodes}
+    written = {owner[name] for node in step.nodes for name in node.mutates}
+    given = [node for node in step.nodes if node.op == "placeholder"]
+    return [x for node, x in zip(given, flat, strict=True) if owner[node.name] in written]
+
+
+def _storage(x: Tensor) -> int:
+    return x.untyped_storage()._cdata
+
 
 _INPUTS = ("input positions", "input hidden")
+
+
+def _start(bench: Workbench) -> _Start:
+    caches = {layer.layer_name: layer.kv_cache.storage.clone() for layer in bench.layers}
+    return _Start(bench, caches, (bench.positions, bench.hidden_TD))
 
 
 @dataclass(frozen=True, slots=True)

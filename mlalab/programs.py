@@ -112,6 +112,19 @@ class _Replay:
         records.append(CheckRecord(diffs=tuple(reference.diffs(compiled))))
         return records
 
+    @property
+    def device(self) -> torch.device:
+        return self.inputs[0].device if self.inputs else torch.device("cpu")
+
+    def rerun(self, index: int, run: Callable[[fx.GraphModule, list[Any]], None]) -> None:
+        recorder = self.backend.recorders[0]
+        flat = self.backend.inputs_of(recorder.steps[index].name)
+        with torch.no_grad():
+            run(
+                recorder.graphs[index],
+                [x.clone() if isinstance(x, Tensor) else x for x in flat],
+            )
+
 
 def _redrawn(x: Tensor, generator: torch.Generator) -> Tensor:
     # Indices stay as they are: others might name what is not there.

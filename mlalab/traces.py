@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,11 +18,15 @@ from mlalab.records import CheckRecord, StepRecord, StepStatus
 from mlalab.trace_files import step_of, write_whole
 
 if TYPE_CHECKING:
+    import torch
+    from torch import fx
+
     from mlalab.viz.cost import Measured
     from mlalab.viz.show import Figure
     from mlalab.viz.stepper import Stepper
 
 FORMAT = "mlalab-trace-2"
+_LOADED = "A trace loaded from a file cannot be run; record it again to {}."
 _NOT_RUN = {
     "disabled": "was switched off by the configuration",
     "out of range": "does not apply to this range of token counts",
@@ -33,8 +37,15 @@ _NOT_RUN = {
 class Checker(Protocol):
     """What can run a live trace's graphs again (`mlalab.checking.Replay`)."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where the graphs run."""
+
     def check(self, steps: Sequence[StepRecord], seed: int) -> list[CheckRecord]:
         """Return how each step's outcome differs from the one before; the first, from eager."""
+
+    def rerun(self, index: int, run: Callable[[fx.GraphModule, list[Any]], None]) -> None:
+        """Have `run` run the graph of a step, given copies, and leave everything as it was."""
 
 
 class Trace:
@@ -140,13 +151,31 @@ class Trace:
             TraceError: the trace was loaded from a file and has no graphs to run.
         """
         if self._checker is None:
-            raise TraceError("A trace loaded from a file cannot be run; record it again to check.")
+            raise TraceError(_LOADED.format("check"))
         *records, self.compiled = self._checker.check(self.steps, seed)
         self.steps = tuple(
             dataclasses.replace(step, check=record)
             for step, record in zip(self.steps, records, strict=True)
         )
         return self
+
+    def measure(self, step: str | None = None, *, runs: int = 10) -> Measured:
+        """Run a step's graph node by node, or every step's, and return how long each node takes.
+
+        The median of `runs` in µs, after one run to warm up, of each node that does work. Hand the
+        result to `cost`, `widget` or `to_html`. Times differ from run to run: never print them
+        where outputs are compared. On a CPU they are wall times, the calls included.
+
+        Raises:
+            TraceError: no such step, or the trace was loaded and has no graphs to run.
+            ConfigError: `runs` is no positive integer.
+        """
+        if self._checker is None:
+            raise TraceError(_LOADED.format("measure"))
+        from mlalab.measuring import measured
+
+        chosen = range(len(self.steps)) if step is None else [self._index(step)]
+        return measured(self._checker, {i: self.steps[i] for i in chosen}, runs=runs)
 
     @property
     def ok(self) -> bool:

@@ -66,20 +66,27 @@ def measure(work: Mapping[str, Captured], replays: int) -> dict[str, Spread]:
     order = list(work)
     for turn in range(replays):
         first = turn % max(len(order), 1)
-        events = {name: _timed_replay(work[name]) for name in order[first:] + order[:first]}
+        replays_of = {name: work[name].graph.replay for name in order[first:] + order[:first]}
+        events = {name: timed_ahead(replay) for name, replay in replays_of.items()}
         torch.cuda.synchronize()
-        for name, (start, end) in events.items():
-            samples[name].append(1000 * start.elapsed_time(end) / work[name].units)
+        for name, (_, start, end) in events.items():
+            samples[name].append(microseconds(start, end) / work[name].units)
     return {name: spread(taken) for name, taken in samples.items()}
 
 
-def _timed_replay(captured: Captured) -> tuple[Any, Any]:
+def timed_ahead(work: Callable[[], Any]) -> tuple[Any, Any, Any]:
+    """Enqueue some work while the GPU sleeps; returns its result and the events around it."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda._sleep(_AHEAD_CYCLES)
     start.record()
-    captured.graph.replay()
+    value = work()
     end.record()
-    return start, end
+    return value, start, end
+
+
+def microseconds(start: Any, end: Any) -> float:
+    """Return the time between two events that have happened."""
+    return float(1000 * start.elapsed_time(end))
 
 
 def spread(samples: Sequence[float]) -> Spread:
