@@ -24,7 +24,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     from mlalab.env import device_named
     from mlalab.lab import trace
     from mlalab.layers.mla import MLAOptions
-    from mlalab.trace_files import require_folder
+    from mlalab.trace_files import require_files
 
     options = MLAOptions(
         kv_cache_dtype=arguments.kv_cache_dtype,
@@ -32,8 +32,7 @@ def _trace(arguments: argparse.Namespace) -> int:
         dtype=getattr(torch, arguments.dtype),
         device=device_named(arguments.device),
     )
-    for path in filter(None, (arguments.html, arguments.json)):
-        require_folder(path)
+    require_files(arguments.html, arguments.json)
     result = trace(
         arguments.model,
         tokens=arguments.tokens,

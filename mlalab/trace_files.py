@@ -18,6 +18,19 @@ from mlalab.records import (
 )
 
 
+def require_files(*paths: Path | None) -> None:
+    """Refuse outputs that could not all be written; None is no output.
+
+    Raises:
+        ConfigError: a folder that does not exist, a folder itself, or one file for two outputs.
+    """
+    given = [path for path in paths if path is not None]
+    for path in given:
+        require_folder(path)
+    if len({path.resolve() for path in given}) < len(given):
+        raise ConfigError("Two outputs are to be written to one file; give each a name of its own.")
+
+
 def require_folder(path: Path) -> None:
     """Refuse a file that could not be written, before what goes into it takes minutes to make.
 

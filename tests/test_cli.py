@@ -118,3 +118,12 @@ def test_an_unknown_flag_is_one_sentence(capsys):
     code, _, err = run(capsys, "trace", "--model", "tiny", "--enable", "fuse_all")
     assert code == 2
     assert "No flag is called 'fuse_all'; flags are eliminate_noops, fuse_rope_kvcache" in err
+
+
+def test_the_page_and_the_trace_do_not_go_to_one_file(capsys, tmp_path):
+    both = ("--html", tmp_path / "a", "--json", tmp_path / "a")
+    code, out, err = run(capsys, "trace", "--model", "tiny", *both)
+    assert (code, out) == (2, "")
+    assert err.startswith("mlalab: Two outputs are to be written to one file; ")
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())

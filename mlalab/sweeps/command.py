@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlalab.errors import ConfigError
 from mlalab.sweeps.spec import SweepResult
 from mlalab.sweeps.sweep import Sweep, sweep
-from mlalab.trace_files import require_folder, write_whole
+from mlalab.trace_files import require_files, write_whole
 
 _COLUMNS = ("tokens", "launches", "median_us", "low_us", "high_us", "samples")
 
@@ -29,10 +28,7 @@ def write(settings: Mapping[str, Any], files: Mapping[str, Path | None]) -> Swee
         TraceError: a file that cannot be written.
     """
     paths = {kind: path for kind, path in files.items() if path is not None}
-    for path in paths.values():
-        require_folder(path)
-    if len({path.resolve() for path in paths.values()}) < len(paths):
-        raise ConfigError("Two outputs are to be written to one file; give each a name of its own.")
+    require_files(*paths.values())
     answer = sweep(**settings)
     # Everything is made before anything is written.
     texts = {kind: _KINDS[kind](answer) for kind in paths}
