@@ -6,6 +6,7 @@ device unless one is named. `source` is what was quantised, of the same shape.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -33,6 +34,18 @@ def store(source: Tensor, scale: float | Tensor, fmt: Format) -> Tensor:
         raise InputError(f"No cache is in {fmt}; store in e4m3fn or e4m3fnuz.")
     scale = torch.as_tensor(scale, dtype=torch.float32, device=source.device)
     return quantize(source, scale, fmt.dtype).view(torch.uint8)
+
+
+def scale_of(scale: float | Tensor) -> float:
+    """Return a dequantisation scale as a number.
+
+    Raises:
+        InputError: it is not positive and finite.
+    """
+    factor = float(scale)
+    if not 0 < factor < math.inf:
+        raise InputError(f"A scale is a positive number, got {factor:g}; pass that of the bytes.")
+    return factor
 
 
 def relative_errors(

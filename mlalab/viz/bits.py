@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mlalab.errors import InputError
 from mlalab.fp8 import Format, format_named, format_of
-from mlalab.fp8_errors import Errors, errors, read, relative_errors
+from mlalab.fp8_errors import Errors, errors, read, relative_errors, scale_of
 from mlalab.viz import bits_text
 from mlalab.viz.show import Figure, Pictured
 
@@ -44,9 +44,7 @@ def inspect_fp8(
         ConfigError: no format is called so.
         InputError: no byte, no FP8 tensor, no scale, two shapes, or too many rows for a picture.
     """
-    factor = float(scale)
-    if not 0 < factor < math.inf:
-        raise InputError(f"A scale is a positive number, got {factor:g}; pass that of the bytes.")
+    factor = scale_of(scale)
     if isinstance(what, Tensor):
         fmt = format_named(format) if format else format_of(what)
         rows = None if source is None else torch.as_tensor(source)

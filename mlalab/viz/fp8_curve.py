@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mlalab.errors import InputError
 from mlalab.fp8 import Format, format_named
-from mlalab.fp8_errors import error_table, errors, relative_errors, store
+from mlalab.fp8_errors import error_table, errors, relative_errors, scale_of, store
 from mlalab.viz.bits_text import number
 from mlalab.viz.plots import line, plot
 from mlalab.viz.show import Figure
@@ -31,8 +32,11 @@ def error_curve(names: Sequence[str] = ("e4m3fn", "e4m3fnuz"), scale: float = 1.
         scale: dequantisation scale.
 
     Raises:
-        ConfigError, InputError: no such format, or none that a cache is in.
+        ConfigError, InputError: no such format, none that a cache is in, none at all, or no scale.
     """
+    if not names:
+        raise InputError("No format is named; name one that a cache is in, such as e4m3fn.")
+    scale = scale_of(scale)
     formats = [format_named(name) for name in names]
     count = (_MOST - _LEAST) * _BUCKETS
     power = _LEAST + torch.arange(count * _SAMPLES) / (_BUCKETS * _SAMPLES)

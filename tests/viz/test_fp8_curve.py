@@ -36,3 +36,11 @@ def test_refusals():
         error_curve(["e3m4"])
     with pytest.raises(InputError, match="No cache is in e5m2"):
         error_curve(["e5m2"])
+    with pytest.raises(InputError, match=r"^No format is named; .* e4m3fn\.$"):
+        error_curve(())
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_scale_is_positive(scale):
+    with pytest.raises(InputError, match=r"^A scale is a positive number, got .*\.$"):
+        error_curve(["e4m3fn"], scale)
