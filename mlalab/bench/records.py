@@ -61,6 +61,20 @@ class Record:
         found = [r for r in self.results if (r.spec.heads, r.spec.format) == (heads, format)]
         return sorted((r for r in found if ratios(r, self.limits)), key=lambda r: r.spec.tokens)
 
+    def failed(self, heads: int, format: str) -> dict[int, str]:
+        """Return the cells of one N and format that `timed` leaves out: tokens → why."""
+        found = [r for r in self.results if (r.spec.heads, r.spec.format) == (heads, format)]
+        reasons = {r.spec.tokens: _why(r) for r in found if not ratios(r, self.limits)}
+        return dict(sorted(reasons.items()))
+
+
+def _why(result: CellResult) -> str:
+    """Return in a line why a cell has no times to compare."""
+    wrong = {name: str(parity) for name, parity in result.parity.items() if not parity.ok}
+    told = {**wrong, **result.failures}
+    reasons = [why if name == "cell" else f"{name}: {why}" for name, why in told.items()]
+    return "; ".join(reasons) or "it was not timed"
+
 
 def names() -> tuple[str, ...]:
     """Return the names of the records that come along."""

@@ -53,6 +53,7 @@ def run(spec: SweepSpec, record: Record) -> SweepResult:
         points=points,
         crossover=crossover,
         config=source_of(config),
+        failures=record.failed(spec.heads, spec.format),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlalab.bench.cells import CellSpec, Spread
@@ -94,6 +94,7 @@ class SweepResult:
             and with it up to `max_num_batched_tokens`.
         machine: what the times were measured with, and when.
         points: the times, by tokens; empty where the record has none for this model.
+        failures: tokens that have no times because a check or a kernel failed → why.
         crossover: the first token count at which one launch is no faster; None: it always is.
         config: the settings as source to copy.
     """
@@ -110,6 +111,7 @@ class SweepResult:
     points: tuple[Point, ...]
     crossover: int | None
     config: str
+    failures: Mapping[int, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as dictionaries of numbers and strings."""
@@ -139,6 +141,8 @@ class SweepResult:
                 "decode_sizes": tuple(record["decode_sizes"]),
                 "mixed_sizes": tuple(record["mixed_sizes"]),
                 "points": tuple(points),
+                # JSON has no other keys than strings.
+                "failures": {int(t): why for t, why in record.get("failures", {}).items()},
             }
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import torch
@@ -35,6 +35,8 @@ class Sweep(Pictured):
         self.device = device or default_device()
         self.watchers: list[Callable[[], None]] = []
         """Called whenever the result has changed."""
+        self.failed: Mapping[int, str] = {}
+        """Of what `measuring` measured last: tokens of cells that failed → why."""
         self._changing = threading.RLock()
         self._measured: Record | None = None
         self._widget: Any = None
@@ -90,10 +92,12 @@ class Sweep(Pictured):
         Raises:
             ConfigError: there is no GPU.
         """
-        before, cells = self._measured, measure.measured(self.spec, self.device)
+        spec, before = self.spec, self._measured
+        cells, self.failed = measure.measured(spec, self.device), {}
         try:
             for done, record in enumerate(cells, start=1):
                 self._measured = record.over(before)
+                self.failed = record.failed(spec.heads, spec.format)
                 yield done, len(measure.TOKENS)
         finally:
             if self._measured is not before:

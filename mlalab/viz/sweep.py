@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import log2
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,7 @@ def sweep_figure(result: SweepResult) -> Figure:
         draw,
         alt=alt(result),
         caption=f"Above: which graph serves a batch (line: the threshold, {result.threshold} "
-        f"tokens; ticks: captured CUDA graphs). Below: {_measured_by(result)}.",
+        f"tokens; ticks: captured CUDA graphs). Below: {_measured_by(result)}{_failed(result)}.",
         text=sweep_text(result),
         size=(8.0, 5.4),
     )
@@ -194,7 +194,7 @@ def _times_text(result: SweepResult) -> str:
         (str(p.tokens), f"{p.two.median:.2f}", f"{p.one.median:.2f}", f"{p.ratio:.2f}")
         for p in result.points
     ]
-    lines = [f"{_measured_by(result)}:"]
+    lines = [f"{_measured_by(result)}{_failed(result)}:"]
     if rows:
         lines.append(table([("tokens", *_WAYS.values(), "one/two"), *rows], 0))
     lines += [_at_threshold(result), finding(result)]
@@ -204,6 +204,24 @@ def _times_text(result: SweepResult) -> str:
 def _measured_by(result: SweepResult) -> str:
     spec, by = result.spec, provenance(result.machine)
     return f"microseconds per layer, N = {spec.heads}, {spec.format}, measured on {by}"
+
+
+def cells_text(done: int, total: int, failures: Mapping[int, str]) -> str:
+    """Return how many cells have times and why others failed: `6 of 7 cells; T=64 failed: …`.
+
+    Args:
+        done: cells that are finished, those that failed included.
+        failures: tokens → why.
+    """
+    failed = (f"T={tokens} failed: {why}" for tokens, why in failures.items())
+    return "; ".join((f"{done - len(failures)} of {total} cells", *failed))
+
+
+def _failed(result: SweepResult) -> str:
+    if not result.failures:
+        return ""
+    total = len(result.points) + len(result.failures)
+    return f"; {cells_text(total, total, result.failures)}"
 
 
 def _at_threshold(result: SweepResult) -> str:

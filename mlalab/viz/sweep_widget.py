@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from mlalab.errors import MlalabError
 from mlalab.sweeps.spec import SweepResult
 from mlalab.viz.show import Figure, figure_html
+from mlalab.viz.sweep import cells_text
 
 _SLIDERS = {
     "max_num_seqs": (1, 1024),
@@ -25,6 +26,7 @@ class Sweepable(Protocol):
 
     watchers: list[Callable[[], None]]
     result: SweepResult
+    failed: Mapping[int, str]
 
     @property
     def choices(self) -> Mapping[str, tuple[Any, ...]]:
@@ -132,7 +134,7 @@ def _measuring(sweep: Sweepable) -> Any:
                 for bar.value, bar.max in steps:
                     if asked.is_set():
                         break
-            said.value = f"measured {bar.value} of {bar.max} cells"
+            said.value = escape(f"measured {cells_text(bar.value, bar.max, sweep.failed)}")
         except Exception as error:
             # A thread has nobody to raise to: whatever went wrong is told where it was asked for.
             said.value = escape(f"{type(error).__name__}: {error}")

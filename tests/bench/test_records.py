@@ -8,9 +8,10 @@ import json
 import pytest
 
 from mlalab.bench import records
+from mlalab.bench.cells import CellResult, CellSpec
 from mlalab.bench.report import document
 from mlalab.errors import ConfigError
-from tests.bench.stand_ins import LIMITS, result_of
+from tests.bench.stand_ins import LIMITS, RIGHT, result_of
 
 MACHINE = {"device": "Played GPU", "date": "2026-11-21T12:31:10+00:00", "torch": "2.13.0"}
 
@@ -52,6 +53,7 @@ def test_a_cell_that_failed_is_not_among_the_timed(tmp_path):
 
 def test_a_cell_counts_whose_baseline_could_not_be_built(tmp_path):
     record = records.load(saved(tmp_path, result_of(8, failures={"inductor": "no compiler"})))
+    assert record.failed(16, "fp8/fp8") == {}
     assert [r.spec.tokens for r in record.timed(16, "fp8/fp8")] == [8]
 
 
@@ -88,3 +90,20 @@ def test_what_is_no_file_and_no_json_is_refused(tmp_path):
     (tmp_path / "x.json").write_text("not json")
     with pytest.raises(ConfigError, match="is not a benchmark"):
         records.load(str(tmp_path / "x.json"))
+
+
+def test_why_a_cell_has_no_times():
+    wrong = dataclasses.replace(RIGHT, rotated=3)
+    results = (
+        result_of(64, parity=wrong, times=False, failures={"two": "RuntimeError: no kernel"}),
+        result_of(8, times=False),
+        result_of(1),
+        CellResult(CellSpec(heads=16, tokens=2), 0, {}, failures={"cell": "OutOfMemoryError: x"}),
+    )
+    record = records.Record("b", MACHINE, LIMITS, results)
+    assert list(record.failed(16, "fp8/fp8").items()) == [
+        (2, "OutOfMemoryError: x"),
+        (8, "it was not timed"),
+        (64, f"one: {wrong}; two: RuntimeError: no kernel"),
+    ]
+    assert record.failed(128, "fp8/fp8") == {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import threading
 import time
 import types
@@ -13,7 +15,7 @@ import mlalab
 from mlalab.bench.records import Record
 from mlalab.errors import ConfigError
 from mlalab.sweeps import measure
-from mlalab.sweeps.spec import SweepSpec
+from mlalab.sweeps.spec import SweepResult, SweepSpec
 from mlalab.sweeps.sweep import Sweep
 from tests.bench.stand_ins import LIMITS
 from tests.sweeps.played import MACHINE, cell
@@ -137,6 +139,52 @@ def test_nothing_measured_changes_nothing(gpu):
     sweep = Sweep(SweepSpec(), CUDA).measure()
     assert sweep.spec.record == "h200"
     assert "here" not in sweep.choices["record"]
+
+
+def break_at(monkeypatch, *tokens):
+    """Let the cells of so many tokens fail as `run_cell` does when a kernel cannot run."""
+    whole = measure.run_cell
+
+    def run_cell(spec, device, replays):
+        result = whole(spec, device, replays)
+        if spec.tokens not in tokens:
+            return result
+        times = {"two": result.times["two"]}
+        return dataclasses.replace(result, times=times, failures={"one": "RuntimeError: no kernel"})
+
+    monkeypatch.setattr(measure, "run_cell", run_cell)
+
+
+def test_a_cell_that_failed_is_told_with_its_reason(gpu, monkeypatch):
+    break_at(monkeypatch, 64)
+    sweep = Sweep(SweepSpec(), CUDA).measure()
+    assert [p.tokens for p in sweep.result.points] == [t for t in measure.TOKENS if t != 64]
+    assert sweep.failed == sweep.result.failures == {64: "one: RuntimeError: no kernel"}
+    told = "6 of 7 cells; T=64 failed: one: RuntimeError: no kernel"
+    assert told in repr(sweep)
+    assert told in sweep.figure().caption
+    again = SweepResult.from_json(json.loads(json.dumps(sweep.result.to_json())))
+    assert again == sweep.result
+    # The record that comes along has every cell, and a whole second run forgets the failure.
+    assert "failed" not in repr(sweep.set(record="h200"))
+    monkeypatch.setattr(measure, "run_cell", lambda s, *_, **__: cell(s.tokens, 4.0, 2.0, s.heads))
+    assert not sweep.measure().failed
+    assert not sweep.result.failures
+
+
+def test_cells_that_all_failed_are_told(gpu, monkeypatch):
+    break_at(monkeypatch, *measure.TOKENS)
+    sweep = Sweep(SweepSpec(), CUDA).measure()
+    assert not sweep.result.points
+    assert "0 of 7 cells; T=1 failed: one: " in repr(sweep)
+    assert "T=512 failed" in sweep.figure().caption
+
+
+def test_failures_are_of_the_model_that_was_measured(gpu, monkeypatch):
+    break_at(monkeypatch, 64)
+    sweep = Sweep(SweepSpec(heads=64), CUDA).measure().set(heads=16)
+    assert not sweep.result.failures
+    assert set(sweep.failed) == {64}
 
 
 def test_records_of_every_step_are_whole(gpu):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import pytest
@@ -108,6 +109,18 @@ def test_measuring_ends_in_the_record_of_this_machine(monkeypatch):
     assert [p.tokens for p in sweep.result.points] == [1, 8]
     assert "Played GPU" in shown["picture"].value
     assert (shown["start"].disabled, shown["cancel"].disabled) == (False, True)
+
+
+def test_a_cell_that_failed_is_told_beside_the_button(monkeypatch):
+    good = record((1, 4.0, 2.0), (64, 5.0, 3.0), name="here")
+    first, second = good.results
+    failed = dataclasses.replace(second, times={}, failures={"cell": "no <room>"})
+    bad = dataclasses.replace(good, results=(first, failed))
+    sweep, shown, work = measured(monkeypatch, lambda *_: iter([good, bad]))
+    work()
+    assert shown["told"].value == "measured 1 of 7 cells; T=64 failed: no &lt;room&gt;"
+    assert "T=64 failed: no &lt;room&gt;" in shown["picture"].value
+    assert [p.tokens for p in sweep.result.points] == [1]
 
 
 def test_cancel_keeps_what_was_finished(monkeypatch):
