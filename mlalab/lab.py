@@ -115,12 +115,13 @@ def record(
     if dynamic:
         _mark_dynamic(bench)
     bench.run(compiled, bench.positions, bench.hidden_TD)
+    replayed = backend.first_graph(bench.positions, bench.hidden_TD)
     size = "any number of" if dynamic else str(count)
     return Trace(
         f"{name}: {len(bench.layers)} layer(s), {size} tokens",
         backend.recorders[0].steps,
         {"model": name, "tokens": size, "mode": mode, **_facts(bench)},
-        Replay(bench, compiled, backend) if keep_graphs else None,
+        Replay(bench, replayed, backend) if keep_graphs else None,
         backend.recorders[0].skipped,
     )
 

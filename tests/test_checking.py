@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import mlalab
 from mlalab.checking import compare
 from mlalab.errors import TraceError
 from mlalab.lab import record
@@ -111,3 +112,10 @@ def test_damage_is_seen_where_it_is_done(damage, seen_in):
     assert all(step.check.ok for step in sound)
     assert seen_in in [diff.name for diff in damaged.check.diffs if not diff.equal]
     assert "FAILED" in repr(trace)
+
+
+def test_a_trace_is_checked_after_others_of_its_kind_were_made():
+    first = mlalab.trace("tiny", tokens=4)
+    for tokens in (1, 3):
+        assert mlalab.trace("tiny", tokens=tokens).check().ok
+    assert first.check().ok

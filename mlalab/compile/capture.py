@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
-from torch import fx
+from torch import Tensor, fx
 
 from mlalab.compile import inductor
 from mlalab.compile.config import PassConfig, resolve
@@ -60,6 +60,8 @@ class LabBackend:
         self.compile_range, self.decode_only = compile_range, decode_only
         self.keep_graphs, self.verify = keep_graphs, verify
         self.recorders: list[Recorder] = []
+        self._first: Callable[..., Any] | None = None
+        self._first_inputs: list[Any] = []
         self._dynamo_inputs: list[Any] = []
         self._lowered_inputs: list[Any] = []
 
@@ -89,10 +91,29 @@ class LabBackend:
             compiled = inductor.compile_with(copy.deepcopy(gm), example_inputs, inner)
 
         def call(*inputs: Any) -> Any:
+            if self._first is None:
+                self._first, self._first_inputs = call, list(inputs)
             self._dynamo_inputs = list(inputs)
             return compiled(*inputs)
 
         return call
+
+    def first_graph(self, *arguments: Tensor) -> Callable[..., Any]:
+        """Return the graph compiled first, as a function of what the model was called with.
+
+        It goes past Dynamo, which compiles anew, and otherwise, once another model was compiled.
+
+        Args:
+            arguments: what the first call was given; tensors that the function's take the place of.
+        """
+        first, inputs = self._first, self._first_inputs
+        assert first is not None
+
+        def run(*fresh: Tensor) -> Any:
+            given = dict(zip(map(id, arguments), fresh, strict=True))
+            return first(*(given.get(id(x), x) for x in inputs))
+
+        return run
 
     def inputs_of(self, step: str) -> list[Any]:
         """Return the flat inputs of the latest call, as the graph of `step` takes them."""
