@@ -155,13 +155,15 @@ class Explorer(Pictured):
             ConfigError: there is no such field.
         """
         _known(changes)
-        self.state = dataclasses.replace(self.state, **changes)
+        before, self.state = self.state, dataclasses.replace(self.state, **changes)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", PassWarning)
             try:
                 self.trace, self.failure = self.state.trace(), None
             except Exception as error:  # a pass that is being written may raise anything
                 self.failure = error
+                if isinstance(error, ConfigError):  # a value that cannot be used is not kept
+                    self.state = before
         ours = [w for w in caught if issubclass(w.category, PassWarning)]
         self.notes = tuple(dict.fromkeys(str(w.message) for w in ours))
         for w in caught:

@@ -12,13 +12,25 @@ from mlalab.passes.rope_kvcache import RopeKVCacheFusionPass
 from mlalab.passes.scatter_split import ScatterSplitReplacementPass
 from mlalab.passes.split_coalescing import SplitCoalescingPass
 
-PIPELINE: tuple[Pass, ...] = (
-    NoOpEliminationPass,
-    SplitCoalescingPass,
-    ScatterSplitReplacementPass,
-    MLARoPEKVCacheCatFusionPass,
-    RopeKVCacheFusionPass,
-    MLADecodeQPrepLiftPass,
-    MLAAiterQkRopeKVCacheFusionPass,
-    FixFunctionalizationPass,
+
+class _Pipeline(tuple[Pass, ...]):
+    """A tuple that prints as its name: it is a default argument, and help() shows those."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "PIPELINE"
+
+
+PIPELINE: tuple[Pass, ...] = _Pipeline(
+    (
+        NoOpEliminationPass,
+        SplitCoalescingPass,
+        ScatterSplitReplacementPass,
+        MLARoPEKVCacheCatFusionPass,
+        RopeKVCacheFusionPass,
+        MLADecodeQPrepLiftPass,
+        MLAAiterQkRopeKVCacheFusionPass,
+        FixFunctionalizationPass,
+    )
 )
