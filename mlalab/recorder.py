@@ -16,7 +16,14 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from mlalab.node_records import node_records
-from mlalab.records import MatchRecord, Refusal, StepKind, StepRecord, StepStatus
+from mlalab.records import (
+    MatchRecord,
+    PatternRecord,
+    Refusal,
+    StepKind,
+    StepRecord,
+    StepStatus,
+)
 
 
 @dataclass(slots=True)
@@ -82,6 +89,7 @@ class StepDraft:
     note: str = ""
     matches: tuple[MatchRecord, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    patterns: tuple[PatternRecord, ...] = ()
     keep_unchanged: bool = True
 
 
@@ -129,6 +137,7 @@ class Recorder:
             rewired=tuple(n.name for n in events.rewired),
             matches=draft.matches,
             refusals=draft.refusals,
+            patterns=draft.patterns,
             note=draft.note,
             seconds=seconds,
         )

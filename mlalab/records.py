@@ -73,6 +73,20 @@ class MatchRecord:
     """Names of the nodes that matched (in the graph before the step)."""
     created: tuple[str, ...]
     """Names of the nodes put in their place."""
+    source: str | None = None
+    """`file.py:line` of the pattern that matched, or None when no pattern states the fusion."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatternRecord:
+    """One variant of a pattern as a graph, for a refusal to say how far it agreed."""
+
+    name: str
+    """The variant's name."""
+    source: str
+    """`file.py:line` of the pattern function."""
+    nodes: tuple[NodeRecord, ...]
+    """As traced. Where only the structure was compared they have neither sizes nor dtypes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +102,14 @@ class Refusal:
     found: str | None = None
     variant: str | None = None
     """The pattern variant that came nearest, for a pattern that did not match."""
+    pattern: int | None = None
+    """Index of that variant in the step's `patterns`; None where no pattern was tried."""
+    agreed: tuple[str, ...] = ()
+    """Names of the pattern's nodes that agreed with the graph as far as they were compared."""
+    failed: str | None = None
+    """Name of the pattern's node that did not; None when all agreed and something else forbids."""
+    at: str | None = None
+    """Name of the graph's node found in its place; None when that is `node` or a constant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +159,8 @@ class StepRecord:
     retraced: bool = False
     matches: tuple[MatchRecord, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    patterns: tuple[PatternRecord, ...] = ()
+    """The patterns that refusals speak of, each once."""
     note: str = ""
     """One sentence on what the stage is for."""
     seconds: float = 0.0

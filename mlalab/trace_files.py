@@ -12,6 +12,7 @@ from mlalab.records import (
     CheckRecord,
     MatchRecord,
     NodeRecord,
+    PatternRecord,
     Refusal,
     StepRecord,
     TensorDiff,
@@ -70,9 +71,16 @@ def step_of(record: Mapping[str, Any]) -> StepRecord:
     return StepRecord(
         **{
             **tuples(record),
-            "nodes": tuple(NodeRecord(**tuples(n)) for n in record["nodes"]),
+            "nodes": _nodes(record),
             "matches": tuple(MatchRecord(**tuples(m)) for m in record["matches"]),
-            "refusals": tuple(Refusal(**r) for r in record["refusals"]),
+            "refusals": tuple(Refusal(**tuples(r)) for r in record["refusals"]),
+            "patterns": tuple(
+                PatternRecord(**{**p, "nodes": _nodes(p)}) for p in record["patterns"]
+            ),
             "check": check and CheckRecord(diffs=tuple(TensorDiff(**d) for d in check["diffs"])),
         }
     )
+
+
+def _nodes(record: Mapping[str, Any]) -> tuple[NodeRecord, ...]:
+    return tuple(NodeRecord(**tuples(node)) for node in record["nodes"])

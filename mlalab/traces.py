@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlalab.viz.show import Figure
     from mlalab.viz.stepper import Stepper
 
-FORMAT = "mlalab-trace-2"
+FORMAT = "mlalab-trace-3"
 _LOADED = "A trace loaded from a file cannot be run; record it again to {}."
 _NOT_RUN = {
     "disabled": "was switched off by the configuration",
@@ -139,6 +139,16 @@ class Trace:
         if name is None:
             return trace_figure(self)
         return before_after_figure(self.before(name), self[name])
+
+    def why_figure(self, name: str) -> Figure:
+        """Return the nearest pattern of the pass called `name`, with the node that did not match.
+
+        Raises:
+            TraceError: it did not run, or it refused no pattern.
+        """
+        from mlalab.viz.why import why_figure
+
+        return why_figure(self[name])
 
     def check(self, seed: int = 1) -> Trace:
         """Run the eager model and every step's graph on one random input and compare them.

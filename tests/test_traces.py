@@ -102,7 +102,11 @@ def test_loading_needs_no_torch(trace, tmp_path):
     [
         ("not json", "is not a trace"),
         ('{"format": "other"}', "has format 'other'"),
-        ('{"format": "mlalab-trace-2"}', "is not a trace"),
+        (
+            '{"format": "mlalab-trace-2"}',
+            "format 'mlalab-trace-2'; this mlalab reads 'mlalab-trace-3'",
+        ),
+        ('{"format": "mlalab-trace-3"}', "is not a trace"),
         ("[]", "is not a trace"),
     ],
 )

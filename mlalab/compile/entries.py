@@ -97,5 +97,5 @@ def _outcome(record: dict[str, Any]) -> PassOutcome:
     return PassOutcome(
         **record,
         matches=tuple(MatchRecord(**tuples(m)) for m in matches),
-        refusals=tuple(Refusal(**r) for r in refusals),
+        refusals=tuple(Refusal(**tuples(r)) for r in refusals),
     )

@@ -98,6 +98,7 @@ class PassDriver(CustomGraphPass):
             return
         result = pass_.apply(graph)
         draft.matches, draft.refusals = result.matches, result.refusals
+        draft.patterns = result.patterns
         if not isinstance(pass_, CleanUp) and not result.matches:
             draft.status = "refused" if result.refusals else "no match"
 

@@ -14,7 +14,7 @@ from torch._inductor import pattern_matcher as pm
 
 from mlalab.graphs import is_call, op_name, overload_of, short_name, value_of
 from mlalab.node_records import printed
-from mlalab.passes.tracing import Call, meaning
+from mlalab.passes.tracing import Call, Outputs, meaning
 from mlalab.records import Refusal
 
 _NEARBY = 40
@@ -31,11 +31,27 @@ class Miss:
     reason: str
     matched: int
     """How many parts of the pattern had matched before: the largest is the nearest miss."""
+    pattern: Outputs
+    agreed: tuple[str, ...]
+    """Names of the traced pattern's nodes that agreed, as far as they were compared."""
     expected: str | None = None
     found: str | None = None
+    failed: str | None = None
+    """Name of the traced pattern's node that did not."""
 
-    def refusal(self, anchor: fx.Node, layer: str | None) -> Refusal:
-        """Return the miss as a plain record about `anchor`."""
+    @classmethod
+    def elsewhere(
+        cls, variant: str, pattern: Outputs, anchor: fx.Node, reason: str, matched: int
+    ) -> Miss:
+        """Return the miss of a pattern that agreed whole, and yet must not be replaced."""
+        return cls(variant, anchor, reason, matched, pattern, tuple(pattern.names.values()))
+
+    def refusal(self, anchor: fx.Node, layer: str | None, pattern: int) -> Refusal:
+        """Return the miss as a plain record about `anchor`.
+
+        Args:
+            pattern: where the step keeps the record of the pattern.
+        """
         elsewhere = isinstance(self.node, fx.Node) and self.node is not anchor
         where = f" at {self.node.name}" if elsewhere else ""
         return Refusal(
@@ -45,27 +61,56 @@ class Miss:
             expected=self.expected,
             found=self.found,
             variant=self.variant,
+            pattern=pattern,
+            agreed=self.agreed,
+            failed=self.failed,
+            at=self.node.name if elsewhere else None,
         )
 
 
 class _ProgressContext(pm.MatchContext):
     """A match context that remembers the failure it got furthest to."""
 
-    def __init__(self, pattern: pm.MultiOutputPattern, graph: fx.Graph) -> None:
+    def __init__(self, pattern: Outputs, graph: fx.Graph) -> None:
         super().__init__(pattern.outputs, graph=graph)
         self.furthest = (-1, "", "", None)
         """Parts matched by then, what was expected, what was found, and where."""
+        self.agreed: tuple[str, ...] = ()
+        self.failed: str | None = None
+        """Names of the pattern's nodes that had agreed by then, and of the one that did not."""
+        self._names = pattern.names
+        self._open: list[Any] = []
+        """Parts being matched, outermost first: their op agrees, and so do inputs before this."""
         self._failure: Any = None
 
     def match(self, pattern: Any, node: Any) -> Any:
         bound = self.pattern_to_node.get(pattern)
+        self._open.append(pattern)
         result = super().match(pattern, node)
+        self._open.pop()
         # Callers pass one failure object up unchanged: only its first sight is the culprit.
         if not result and result is not self._failure:
             self._failure = result
             if self.matched > self.furthest[0]:
                 self.furthest = (self.matched, *self._difference(pattern, node, bound), node)
+                self._place(pattern)
         return result
+
+    def _place(self, culprit: Any) -> None:
+        """Say in names of the pattern's own nodes what agreed and what did not."""
+        if isinstance(culprit, pm.MultiOutputPattern):
+            culprit = culprit.outputs[self._absent(culprit)]
+        elif culprit not in self._names:  # a wildcard string: its call is to blame
+            culprit = self._open[-1]
+        done = {part for part, node in self.pattern_to_node.items() if node is not None}
+        agreed = (done | set(self._open)) - {culprit}
+        self.agreed = tuple(name for part, name in self._names.items() if part in agreed)
+        self.failed = self._names[culprit]
+
+    def _absent(self, pattern: pm.MultiOutputPattern) -> int:
+        return next(
+            i for i, output in enumerate(pattern.outputs) if not self.pattern_to_node.get(output)
+        )
 
     @property
     def matched(self) -> int:
@@ -76,45 +121,53 @@ class _ProgressContext(pm.MatchContext):
         if bound is not None:
             return f"{printed(bound)} again", printed(node)
         if isinstance(pattern, pm.MultiOutputPattern):
-            absent = (
-                x for x in enumerate(pattern.outputs) if self.pattern_to_node.get(x[1]) is None
-            )
-            index, output = next(absent)
-            return f"result {index} ({_expected(output)})", "no node that computes it"
+            index = self._absent(pattern)
+            output = _expected(pattern.outputs[index])
+            return f"result {index} ({output})", "no node that computes it"
         return _difference(pattern, node)
 
 
-def attempt(pattern: pm.MultiOutputPattern, anchor: fx.Node, variant: str) -> pm.Match | Miss:
+def attempt(pattern: Outputs, anchor: fx.Node, variant: str) -> pm.Match | Miss:
     """Match `pattern` at `anchor`; return the match, or where it failed."""
     context = _ProgressContext(pattern, anchor.graph)
     match = context.match(pattern, anchor)
     if match:
         return match
     matched, expected, found, node = context.furthest
-    return Miss(variant, node, f"expected {expected}, found {found}", matched, expected, found)
+    return Miss(
+        variant=variant,
+        node=node,
+        reason=f"expected {expected}, found {found}",
+        matched=matched,
+        pattern=pattern,
+        agreed=context.agreed,
+        expected=expected,
+        found=found,
+        failed=context.failed,
+    )
 
 
-def nearest_miss(patterns: Iterable[tuple[str, Any]], anchor: fx.Node) -> Miss:
+def nearest_miss(patterns: Iterable[tuple[str, Outputs]], anchor: fx.Node) -> Miss:
     """Return the miss of the variant that matched most before it failed.
 
     Most often the first node of all differs, for every variant; then what else of the pattern is
     found before the anchor decides which variant was meant.
     """
-    attempts = [(attempt(pattern, anchor, name), pattern) for name, pattern in patterns]
-    misses = [(miss, pattern) for miss, pattern in attempts if isinstance(miss, Miss)]
-    most = max(miss.matched for miss, _ in misses)
-    tied = [(miss, pattern) for miss, pattern in misses if miss.matched == most]
-    return max(tied, key=lambda pair: _found_nearby(pair[1], anchor))[0]
+    attempts = [attempt(pattern, anchor, name) for name, pattern in patterns]
+    misses = [miss for miss in attempts if isinstance(miss, Miss)]
+    most = max(miss.matched for miss in misses)
+    tied = [miss for miss in misses if miss.matched == most]
+    return max(tied, key=lambda miss: _found_nearby(miss.pattern, anchor))
 
 
-def _found_nearby(pattern: pm.MultiOutputPattern, anchor: fx.Node) -> int:
+def _found_nearby(pattern: Outputs, anchor: fx.Node) -> int:
     """Return how much of what comes before a pattern's first output occurs before the anchor."""
     parts = [part for part in pattern.outputs[0].args if isinstance(part, Call)]
     nodes = itertools.islice(_upstream(anchor), _NEARBY)
     return max((_matched(pattern, part, x) for x in nodes for part in parts), default=0)
 
 
-def _matched(pattern: pm.MultiOutputPattern, part: Call, node: fx.Node) -> int:
+def _matched(pattern: Outputs, part: Call, node: fx.Node) -> int:
     context = _ProgressContext(pattern, node.graph)
     context.match(part, node)
     return context.matched

@@ -16,7 +16,7 @@ from torch import fx
 
 import mlalab.ops  # noqa: F401  registers torch.ops.mlalab, whose ops patterns name
 from mlalab.errors import ConfigError
-from mlalab.records import MatchRecord, Refusal
+from mlalab.records import MatchRecord, PatternRecord, Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,8 @@ class PassResult:
 
     matches: tuple[MatchRecord, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    patterns: tuple[PatternRecord, ...] = ()
+    """The patterns that refusals speak of."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from mlalab.passes import tracing
 from mlalab.passes.explain import Miss, attempt, nearest_miss
 from mlalab.passes.fingerprint import fingerprint
 from mlalab.passes.fusion import Fusion, PassResult, Variant
+from mlalab.passes.pattern_records import Patterns, source_line
 from mlalab.passes.placing import Place, Taken, place_of
 from mlalab.passes.tracing import dims, meaning
 from mlalab.passes.values import refresh
@@ -45,7 +46,7 @@ _UNFIT = (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError
 
 def blind_pattern(
     tensors: tuple[str, ...], wildcards: tuple[str, ...], variant: Variant
-) -> pm.MultiOutputPattern:
+) -> tracing.Outputs:
     """Return the stage-one pattern of a variant; traced once per process.
 
     And again when the code behind it changed: a notebook's cell may redefine what a pattern calls.
@@ -56,7 +57,7 @@ def blind_pattern(
 @functools.cache
 def _blind_pattern(
     tensors: tuple[str, ...], wildcards: tuple[str, ...], variant: Variant, _code: str
-) -> pm.MultiOutputPattern:
+) -> tracing.Outputs:
     with FakeTensorMode():
         gm = tracing.trace(variant.pattern, variant.examples(), wildcards)
     return tracing.to_pattern(gm, tensors, wildcards, blind=True)
@@ -68,7 +69,7 @@ class Specialised:
 
     variant: Variant
     signature: Signature
-    pattern: pm.MultiOutputPattern
+    pattern: tracing.Outputs
     replacement: fx.GraphModule
 
 
@@ -88,7 +89,7 @@ class FusionRun:
     def __init__(self, fusion: Fusion, graph: fx.Graph) -> None:
         self.fusion = fusion
         self._traced: dict[Signature, Specialised | str] = {}
-        self._blinds: dict[str, pm.MultiOutputPattern] = {}
+        self._blinds: dict[str, tracing.Outputs] = {}
         self._recent: Specialised | None = None
         self._writes = [node for node in graph.nodes if written_nodes(node)]
 
@@ -121,7 +122,8 @@ class FusionRun:
             if match:
                 exact = self._specialise(variant, self._values(match))
                 if isinstance(exact, str):
-                    yield Miss(variant.name, anchor, exact, len(match.nodes))
+                    blind, count = self._blind(variant), len(match.nodes)
+                    yield Miss.elsewhere(variant.name, blind, anchor, exact, count)
                 else:
                     yield exact
 
@@ -131,11 +133,12 @@ class FusionRun:
         if isinstance(match, Miss):
             return match
         if _signature(name, self._values(match)) != exact.signature:
-            return Miss(name, anchor, "the inputs are of other sizes", 0)
+            reason = "the inputs are of other sizes"
+            return Miss.elsewhere(name, exact.pattern, anchor, reason, 0)
         inputs = [match.kwargs[x] for x in self.fusion.tensors]
         place = place_of(Taken.of(match), anchor, inputs, self._writes)
         if isinstance(place, str):
-            return Miss(name, anchor, place, len(match.nodes) + 1)
+            return Miss.elsewhere(name, exact.pattern, anchor, place, len(match.nodes) + 1)
         strings = [match.kwargs[x] for x in self.fusion.wildcards]
         return Accepted(match, exact, (*inputs, *strings), place)
 
@@ -175,7 +178,7 @@ class FusionRun:
             replacement=tracing.with_wildcard_inputs(replaced, wildcards),
         )
 
-    def _blind(self, variant: Variant) -> pm.MultiOutputPattern:
+    def _blind(self, variant: Variant) -> tracing.Outputs:
         if variant.name not in self._blinds:
             pattern = blind_pattern(self.fusion.tensors, self.fusion.wildcards, variant)
             self._blinds[variant.name] = pattern
@@ -184,7 +187,7 @@ class FusionRun:
 
 def apply_fusion(fusion: Fusion, graph: fx.Graph) -> PassResult:
     """Replace every match of `fusion` in `graph`, in place, and say what was left and why."""
-    run = FusionRun(fusion, graph)
+    run, patterns = FusionRun(fusion, graph), Patterns(fusion.variants)
     matches, refusals = [], []
     # Backwards, so that what stands before an anchor is still as it was and a miss names it.
     for anchor in reversed(graph.find_nodes(op="call_function", target=fusion.anchor)):
@@ -192,8 +195,9 @@ def apply_fusion(fusion: Fusion, graph: fx.Graph) -> PassResult:
         if isinstance(found, Accepted):
             matches.append(replace(found, graph))
         else:
-            refusals.append(found.refusal(anchor, layer_of(anchor)))
-    return PassResult(tuple(reversed(matches)), tuple(reversed(refusals)))
+            number = patterns.number(found.variant, found.pattern)
+            refusals.append(found.refusal(anchor, layer_of(anchor), number))
+    return PassResult(tuple(reversed(matches)), tuple(reversed(refusals)), patterns.records)
 
 
 def replace(accepted: Accepted, graph: fx.Graph) -> MatchRecord:
@@ -213,6 +217,7 @@ def replace(accepted: Accepted, graph: fx.Graph) -> MatchRecord:
         variant=exact.variant.name,
         matched=matched,
         created=events.survivors,
+        source=source_line(exact.variant.pattern),
     )
 
 

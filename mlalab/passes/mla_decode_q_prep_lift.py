@@ -37,8 +37,14 @@ def lift(graph: fx.Graph) -> PassResult:
         prep.meta["val"] = prepared
         inherit_origin([prep], source=node)
         change_arguments(node, q_prepped=prep)
-        names = {"matched": (node.name,), "created": (prep.name,)}
-        matches.append(MatchRecord(layer=layer or "", variant="mla_decode_q_prep", **names))
+        matches.append(
+            MatchRecord(
+                layer=layer or "",
+                variant="mla_decode_q_prep",
+                matched=(node.name,),
+                created=(prep.name,),
+            )
+        )
     return PassResult(tuple(matches), tuple(refusals))
 
 

@@ -86,7 +86,23 @@ class Outputs(pm.MultiOutputPattern):
     Torch takes the first node that fits, in the order of users. When layers share their cos and
     sin that may be another layer's query, or the key itself, so candidates are tried from the
     first output backwards and one node never serves as two outputs.
+
+    Args:
+        traced: the graph that the pattern was made of.
+        names: part of the pattern → name of the node of `traced` that it was made of.
+        blind: it compares no sizes and no dtypes.
     """
+
+    def __init__(
+        self,
+        outputs: Sequence[Any],
+        traced: fx.Graph,
+        names: Mapping[pm.PatternExpr, str],
+        *,
+        blind: bool,
+    ) -> None:
+        super().__init__(outputs)
+        self.traced, self.names, self.blind = traced, names, blind
 
     def _match_from_anchors(self, pattern: pm.PatternExpr, ctx: pm.MatchContext) -> Any:
         known = ctx.pattern_to_node.get(pattern)
@@ -160,7 +176,7 @@ class _Converter:
 
 def to_pattern(
     gm: fx.GraphModule, names: Sequence[str], wildcards: Sequence[str], *, blind: bool
-) -> pm.MultiOutputPattern:
+) -> Outputs:
     """Turn a traced function into a pattern.
 
     Args:
@@ -175,7 +191,9 @@ def to_pattern(
     for node in gm.graph.nodes:
         value = value_of(node)
         if node.op == "placeholder":
-            convert.patterns[node] = pm.KeywordArg(next(arguments))
+            name = next(arguments)
+            node._rename(name)
+            convert.patterns[node] = pm.KeywordArg(name)
         elif blind and is_call(node, aten.clone.default):
             convert.patterns[node] = Copied(convert.patterns[node.args[0]])
         elif node.op == "call_function" and not isinstance(value, torch.SymInt):
@@ -186,7 +204,10 @@ def to_pattern(
                 {k: convert.part(v) for k, v in node.kwargs.items()},
                 None if blind else meaning(value),
             )
-    return Outputs([convert.patterns[x] for x in gm.graph.output_node().args[0]])
+    outputs = [convert.patterns[x] for x in gm.graph.output_node().args[0]]
+    # A node that is left out of the pattern stands for nothing.
+    parts = {part: node.name for node, part in convert.patterns.items()}
+    return Outputs(outputs, gm.graph, parts, blind=blind)
 
 
 def with_wildcard_inputs(gm: fx.GraphModule, wildcards: Sequence[str]) -> fx.GraphModule:
