@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlalab.viz.stepper import Stepper
     from mlalab.viz.svg import before_after_svg, step_svg
     from mlalab.viz.text import op_delta, step_table, why_text
+    from mlalab.viz.why import why_figure
 
 __all__ = [
     "Figure",
@@ -35,6 +36,7 @@ __all__ = [
     "step_table",
     "trace_figure",
     "trace_html",
+    "why_figure",
     "why_text",
 ]
 
@@ -54,6 +56,7 @@ _HOME = {
     "step_table": "text",
     "trace_figure": "show",
     "trace_html": "export",
+    "why_figure": "why",
     "why_text": "text",
 }
 

@@ -21,7 +21,7 @@ def facts_html(step: StepRecord, before: StepRecord | None) -> str:
     if step.check is not None:
         parts.append(_section("Numeric check", _check(step.check)))
     if step.refusals:
-        whys = "".join(_why(refusal, count) for refusal, count in distinct(step.refusals))
+        whys = "".join(_why(step, refusal, count) for refusal, count in distinct(step.refusals))
         parts.append(_section("Why it did not match", whys))
     if step.matches:
         items = "".join(_match(alike) for alike in _alike(step.matches))
@@ -112,19 +112,22 @@ def _match(alike: Sequence[MatchRecord]) -> str:
     where = f"in {first.layer}"
     if len(alike) > 1:
         where = f"in {len(alike)} places, {first.layer} to {last.layer}"
+    pattern = f"{first.variant}, {first.source}" if first.source else first.variant
     return (
         f'<li><button type="button" data-light="{names}">{len(first.matched)} node{plural} → '
-        f"{len(first.created)}</button> {escape(where)} ({escape(first.variant)})</li>"
+        f"{len(first.created)}</button> {escape(where)} ({escape(pattern)})</li>"
     )
 
 
-def _why(refusal: Refusal, count: int) -> str:
+def _why(step: StepRecord, refusal: Refusal, count: int) -> str:
+    source = None if refusal.pattern is None else step.patterns[refusal.pattern].source
     where = f" in {escape(refusal.layer)}" if refusal.layer else ""
     others = f" and {count - 1} more" if count > 1 else ""
     facts = (
         ("expected", refusal.expected),
         ("found", refusal.found),
         ("nearest", refusal.variant),
+        ("pattern", source),
     )
     rows = "".join(
         f'<dt>{name}</dt><dd class="{name}">{escape(value)}</dd>'

@@ -14,12 +14,14 @@ from typing import Any
 from mlalab.records import NodeRecord, StepRecord
 from mlalab.viz import theme
 from mlalab.viz._shades import Shade, shades
+from mlalab.viz._why_panel import why_style
 from mlalab.viz.alt import finding
 from mlalab.viz.cost import Measured, cost_change
 from mlalab.viz.facts import chip_html, facts_html
 from mlalab.viz.folding import View, focus, fold
 from mlalab.viz.overlay import Overlay, after_side, before_side, overlay
 from mlalab.viz.svg import bare_svg, legend_svg
+from mlalab.viz.why import bare_why_svg, refused_patterns, why_head
 
 MOST_DRAWN = 1500
 """A graph of more nodes is drawn folded only: whole, a browser takes seconds and shows a thread."""
@@ -39,7 +41,7 @@ def static_text(name: str) -> str:
 
 def style() -> str:
     """The style of the pictures and of what is around them."""
-    return theme.style() + static_text("stepper.css")
+    return theme.style() + why_style() + static_text("stepper.css") + static_text("why.css")
 
 
 def packed(data: Mapping[str, Any]) -> bytes:
@@ -89,6 +91,7 @@ class _Drawing:
             "cost": cost_change(step, before),
             "chip": chip_html(number + 1, step),
             "facts": facts_html(step, before),
+            "whys": self._whys(step),
             "retraced": step.retraced,
             "lines": [
                 [
@@ -118,6 +121,16 @@ class _Drawing:
             self._panel(_head("after: ", after), new, self._values(number)),
         ]
 
+    def _whys(self, step: StepRecord) -> list[list[Any]]:
+        """A heading and the number of a picture for each pattern that was refused."""
+        return [
+            [why_head(pattern, refusal), self._picture(bare_why_svg(pattern, refusal))]
+            for pattern, refusal, _ in refused_patterns(step)
+        ]
+
+    def _picture(self, svg: str) -> int:
+        return self.pictures.setdefault(svg, len(self.pictures))
+
     def _panel(self, head: str, view: View, values: Sequence[Mapping[str, float]]) -> list[Any]:
         """A heading, the number of a picture, and what each box and node of it is shaded by."""
         boxes = {
@@ -125,8 +138,7 @@ class _Drawing:
             for node in view.nodes
             if node.layers is not None
         }
-        picture = self.pictures.setdefault(bare_svg(view), len(self.pictures))
-        return [head, picture, boxes]
+        return [head, self._picture(bare_svg(view)), boxes]
 
     def _values(self, number: int) -> list[Mapping[str, float]]:
         return [shade.values[number] for shade in self.shades]

@@ -60,12 +60,17 @@ def distinct(refusals: Sequence[Refusal]) -> list[tuple[Refusal, int]]:
     return [(group[0], len(group)) for group in same.values()]
 
 
-def _why(first: Refusal, count: int) -> str:
+def why_sentence(first: Refusal, count: int) -> str:
+    """One reason in a line: of which node, how many more, and why."""
     where = first.node + (f" ({first.layer})" if first.layer else "")
     others = f" and {count - 1} more" if count > 1 else ""
+    return f"{where}{others}: {first.reason}"
+
+
+def _why(first: Refusal, count: int) -> str:
     facts = (("expected", first.expected), ("found", first.found), ("nearest", first.variant))
     lines = [f"  {name:<9} {value}" for name, value in facts if value is not None]
-    return "\n".join([f"{where}{others}: {first.reason}", *lines])
+    return "\n".join([why_sentence(first, count), *lines])
 
 
 def _step_row(step: StepRecord) -> tuple[str, ...]:

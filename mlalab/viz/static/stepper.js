@@ -10,6 +10,7 @@ export function mount(root, trace) {
   const part = (selector) => page.querySelector(selector);
   const [prev, play, next, slider] = [".prev", ".play", ".next", ".slider"].map(part);
   const [side, all, search, changed] = [".side", ".all", ".search", ".changed"].map(part);
+  const pattern = part(".pattern");
   const [picture, details, code, aside] = [".picture", ".details", ".code", "aside"].map(part);
   const chips = trace.steps.map(() => el("button", { type: "button", class: "chip" }));
   const settle = [rove(picture, ".n"), rove(code, "li")];
@@ -97,6 +98,14 @@ export function mount(root, trace) {
     return box;
   }
 
+  /** The patterns that the step refused, with the node of each that differs in view. */
+  function whyFigure(whys) {
+    const heads = whys.map(([head]) => el("figcaption", {}, head));
+    const box = el("figure", { class: "why" }, ...heads);
+    heads.forEach((head, i) => head.insertAdjacentHTML("afterend", trace.pictures[whys[i][1]]));
+    return box;
+  }
+
   /** Names in a graph before it was traced anew mean other nodes than the same names after. */
   function setApart(box, old) {
     const apart = (name) => `${name} (before)`;
@@ -114,14 +123,19 @@ export function mount(root, trace) {
     const old = panels.length > 1 ? linesOf(trace.steps[index - 1]) : lines;
     const figures = panels.map((panel, i) => figure(panel, i ? lines : old));
     if (panels.length > 1 && step.retraced) setApart(figures[0], old);
-    picture.replaceChildren(...figures);
+    pattern.disabled = !step.whys.length;
+    const whys = pattern.checked && step.whys.length ? [whyFigure(step.whys)] : [];
+    picture.replaceChildren(...figures, ...whys);
+    whys.forEach((box) => centre(box, box.querySelector(".no") ?? box));
     code.replaceChildren(...inChunks(step.lines).map((chunk) =>
       el("ol", {}, ...chunk.map(([number, state]) => {
         const [name, , text] = trace.nodes[number];
         return el("li", { class: state, "data-n": name }, el("i", {}, STATES[state][0]), text);
       }))));
+    const differs = whys[0]?.querySelector(".no")?.dataset.pick;
     figures.forEach((box) => {
-      const first = [".n.c", ".n.r", ".n.d", ".n"].map((kind) => box.querySelector(kind));
+      const kinds = [`[data-n="${CSS.escape(differs)}"]`, ".n.c", ".n.r", ".n.d", ".n"];
+      const first = kinds.map((kind) => box.querySelector(kind));
       centre(box, first.find(Boolean) ?? box);
     });
     const shade = trace.shades[part(".shade").value];
@@ -169,11 +183,11 @@ export function mount(root, trace) {
 
   function onKey(event) {
     const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    const node = event.target.closest("[data-n]");
+    const node = event.target.closest("[data-n], .no[data-pick]")?.dataset;
     const own = event.target.matches("[type=range], [type=search], select");
     if (event.altKey || event.ctrlKey || event.metaKey || own) return;
     if (move) keepingFocus(() => go(index + move));
-    else if (node && ["Enter", " "].includes(event.key)) choose([node.dataset.n]);
+    else if (node && ["Enter", " "].includes(event.key)) choose([node.n ?? node.pick]);
     else return;
     event.preventDefault();
   }
@@ -184,10 +198,13 @@ export function mount(root, trace) {
     play.addEventListener("click", () => run(!timer));
     slider.addEventListener("input", () => go(Number(slider.value) - 1));
     chips.forEach((chip, i) => chip.addEventListener("click", () => go(i)));
-    for (const input of [side, all, part(".shade")]) input.addEventListener("change", draw);
+    for (const input of [side, all, pattern, part(".shade")]) input.addEventListener("change", draw);
     part(".fit").addEventListener("change", () => picture.classList.toggle("fit"));
     for (const input of [search, changed]) input.addEventListener("input", filter);
-    const over = (event) => point(event.target.closest("[data-n]")?.dataset.n ?? null);
+    const over = (event) => {
+      const at = event.target.closest("[data-n], .no[data-pick]")?.dataset;
+      point(at?.n ?? at?.pick ?? null);
+    };
     for (const box of [picture, code]) {
       for (const type of ["pointerover", "focusin"]) box.addEventListener(type, over);
       box.addEventListener("pointerleave", () => point(null));

@@ -6,14 +6,16 @@
  * A node is a row of values in the order of FIELDS. A line is a node's number, its state (`s` same,
  * `c` created, `d` erased (deleted), `r` rewired) and its value in each shade. A picture is SVG;
  * `g.n[data-n]` are its nodes, `[data-a][data-b]` its edges by the names of their ends. A panel is
- * a heading, the number of a picture, and the values of the boxes of layers in it. `folded` and
+ * a heading, the number of a picture, and the values of the boxes of layers in it. A why is the
+ * heading and the picture's number of a pattern that was refused: `g.no` is the node that differs,
+ * and its `data-pick` the graph's node. `folded` and
  * `all` each hold the panels of the overlay and those that stand side by side; `all` is null for
  * graphs too large to draw whole. A shade is a name, the label of one node's value, a unit, and
  * the bounds and names of its levels.
  *
  * @typedef {[string, number, Object<string, number[]>]} Panel
  * @typedef {{name: string, finding: string, cost: string, chip: string, facts: string,
- *   retraced: boolean, lines: any[][], folded: Panel[][], all: Panel[][] | null}} Step
+ *   whys: [string, number][], retraced: boolean, lines: any[][], folded: Panel[][], all: Panel[][] | null}} Step
  * @typedef {[string, string, string, number[], string[]]} Shade
  * @typedef {{title: string, meta: [string, string][], steps: Step[], nodes: any[][],
  *   pictures: string[], legend: string, shades: Shade[]}} Trace
@@ -38,6 +40,7 @@ const PAGE = `
       <input type="range" class="slider" min="1" aria-label="step">
       <label><input type="checkbox" class="side">side by side</label>
       <label><input type="checkbox" class="all">every node</label>
+      <label><input type="checkbox" class="pattern" checked>pattern</label>
       <label><input type="checkbox" class="fit">fit width</label>
       <label>shade <select class="shade"><option value="">none</option></select></label>
       <input type="search" class="search" placeholder="filter nodes"
