@@ -11,6 +11,7 @@ from mlalab.records import (
     CheckRecord,
     MatchRecord,
     NodeRecord,
+    PatternRecord,
     Refusal,
     StepKind,
     StepRecord,
@@ -92,7 +93,7 @@ def graph(text: str, layers: int = 1) -> tuple[NodeRecord, ...]:
             node = _node(line, known, end, LAYER.format(layer), nodes)
             known[node.name.removesuffix(end)] = node.name
             nodes.append(node)
-        last = known["add_2"]
+        last = nodes[-1].name
     output = NodeRecord(
         name="output", op="output", target="output", text=f"return {last}", inputs=(last,), users=0
     )
@@ -160,6 +161,46 @@ def steps(layers: int = 1) -> list[StepRecord]:
     check = CheckRecord(diffs=(equal, off))
     in_place = step("FixFunctionalization", "cleanup", IN_PLACE, missed, layers, check=check)
     return [captured, fused, missed, in_place]
+
+
+PATTERN = """
+slice = aten.slice(x) 8x16 view
+mul = aten.mul(slice, cos_sin) 8x16
+neg = aten.neg(x) 8x16
+add = aten.add(mul, neg) 8x16
+update = mlalab.unified_mla_kv_cache_update(w_qkv, add) 0
+"""
+
+
+def refused(layers: int = 1, failed: str | None = "mul") -> list[StepRecord]:
+    """Capture, and a fusion of which the same node differs in every layer."""
+    captured = step("aot", "capture", CAPTURED, layers=layers)
+    ends = ["", *(f"_L{layer}" for layer in range(1, layers))]
+    differs = "expected aten.mul, found aten.neg at neg_1"
+    refusals = tuple(
+        Refusal(
+            node=f"update{end}",
+            layer=LAYER.format(layer),
+            reason=f"{differs}{end}" if failed else f"its input mm{end} depends on a result",
+            expected="aten.mul" if failed else None,
+            found="aten.neg" if failed else None,
+            variant="plain/neox",
+            pattern=0,
+            agreed=("w_qkv", "add", "update"),
+            failed=failed,
+            at=f"neg_1{end}" if failed else None,
+        )
+        for layer, end in enumerate(ends)
+    )
+    missed = StepRecord(
+        name="RopeFusion",
+        kind="fusion",
+        status="refused",
+        nodes=captured.nodes,
+        refusals=refusals,
+        patterns=(PatternRecord(name="plain/neox", source="fusion.py:38", nodes=graph(PATTERN)),),
+    )
+    return [captured, missed]
 
 
 def _input(item: str) -> NodeRecord:

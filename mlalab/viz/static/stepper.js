@@ -10,7 +10,7 @@ export function mount(root, trace) {
   const part = (selector) => page.querySelector(selector);
   const [prev, play, next, slider] = [".prev", ".play", ".next", ".slider"].map(part);
   const [side, all, search, changed] = [".side", ".all", ".search", ".changed"].map(part);
-  const pattern = part(".pattern");
+  const pattern = part(".whys");
   const [picture, details, code, aside] = [".picture", ".details", ".code", "aside"].map(part);
   const chips = trace.steps.map(() => el("button", { type: "button", class: "chip" }));
   const settle = [rove(picture, ".n"), rove(code, "li")];
@@ -124,6 +124,7 @@ export function mount(root, trace) {
     const figures = panels.map((panel, i) => figure(panel, i ? lines : old));
     if (panels.length > 1 && step.retraced) setApart(figures[0], old);
     pattern.disabled = !step.whys.length;
+    pattern.parentElement.title = step.whys.length ? "" : "this step refused no pattern";
     const whys = pattern.checked && step.whys.length ? [whyFigure(step.whys)] : [];
     picture.replaceChildren(...figures, ...whys);
     whys.forEach((box) => centre(box, box.querySelector(".no") ?? box));

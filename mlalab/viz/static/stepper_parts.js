@@ -40,7 +40,7 @@ const PAGE = `
       <input type="range" class="slider" min="1" aria-label="step">
       <label><input type="checkbox" class="side">side by side</label>
       <label><input type="checkbox" class="all">every node</label>
-      <label><input type="checkbox" class="pattern" checked>pattern</label>
+      <label><input type="checkbox" class="whys" checked>pattern</label>
       <label><input type="checkbox" class="fit">fit width</label>
       <label>shade <select class="shade"><option value="">none</option></select></label>
       <input type="search" class="search" placeholder="filter nodes"
