@@ -25,7 +25,7 @@ class Overlay:
     states: dict[str, State]
     edges: dict[Edge, State]
     touched: frozenset[str]
-    """Nodes that must stay visible: changed, matched, or written in place."""
+    """Nodes that must stay visible: changed, matched, refused, or written in place."""
     waits: tuple[Edge, ...]
     """(writer, reader): an in-place write and a node that must run after it, though it reads the
     buffer rather than the writer. Functional graphs have none; a drawing that forgot them would
@@ -44,8 +44,9 @@ def overlay(step: StepRecord, before: StepRecord | None = None) -> Overlay:
     for edge in _edges(old.values()):
         if edge not in edges and all(name in states or name in after for name in edge):
             edges[edge] = "erased"
-    matched = {name for match in step.matches for name in match.matched}
-    return _overlay(after | gone, states, edges, matched)
+    shown = {name for match in step.matches for name in match.matched}
+    shown |= {refusal.at for refusal in step.refusals if refusal.at is not None}
+    return _overlay(after | gone, states, edges, shown)
 
 
 def before_side(before: StepRecord, after: StepRecord) -> Overlay:

@@ -132,6 +132,15 @@ def test_the_page_has_one_picture_for_like_layers():
     assert "fusion.py:38" in data["steps"][1]["facts"]
 
 
+def test_a_view_that_was_found_instead_is_drawn_in_the_graph():
+    captured, missed = refused()
+    at = replace(missed.refusals[0], at="slice_1")
+    for step, drawn in ((missed, False), (replace(missed, refusals=(at,)), True)):
+        data = trace_data("tiny", [captured, step], {})
+        [[_, number, _]] = data["steps"][1]["folded"][0]
+        assert ('data-n="slice_1"' in data["pictures"][number]) is drawn
+
+
 def test_a_match_names_the_line_of_its_pattern():
     captured, fused, *_ = steps()
     (match,) = fused.matches
