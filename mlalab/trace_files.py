@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,12 @@ from mlalab.records import (
     PatternRecord,
     Refusal,
     StepRecord,
+    StepStatus,
     TensorDiff,
 )
+
+FORMAT = "mlalab-trace-3"
+"""Of the files of traces; a file of another is refused."""
 
 
 def require_files(*paths: Path | None) -> None:
@@ -84,3 +89,25 @@ def step_of(record: Mapping[str, Any]) -> StepRecord:
 
 def _nodes(record: Mapping[str, Any]) -> tuple[NodeRecord, ...]:
     return tuple(NodeRecord(**tuples(node)) for node in record["nodes"])
+
+
+def read_trace(
+    path: Path,
+) -> tuple[str, list[StepRecord], dict[str, str], dict[str, StepStatus]]:
+    """Return title, steps, meta and skipped passes of a trace that `Trace.save` wrote.
+
+    Raises:
+        TraceError: no such file, or not a trace.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["format"] != FORMAT:
+            raise TraceError(
+                f"{path} has format {document['format']!r}; this mlalab reads {FORMAT!r}."
+            )
+        steps = [step_of(step) for step in document["steps"]]
+        return document["title"], steps, document["meta"], document["skipped"]
+    except OSError as error:
+        raise TraceError(f"Cannot read {path}: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise TraceError(f"{path} is not a trace that mlalab saved ({error}).") from error

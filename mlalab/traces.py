@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mlalab import __version__
 from mlalab.errors import TraceError
 from mlalab.records import CheckRecord, StepRecord, StepStatus
-from mlalab.trace_files import step_of, write_whole
+from mlalab.trace_files import FORMAT, read_trace, write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from mlalab.viz.show import Figure
     from mlalab.viz.stepper import Stepper
 
-FORMAT = "mlalab-trace-3"
 _LOADED = "A trace loaded from a file cannot be run; record it again to {}."
 _NOT_RUN = {
     "disabled": "was switched off by the configuration",
@@ -241,18 +240,8 @@ class Trace:
         Raises:
             TraceError: no such file, or not a trace.
         """
-        try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
-            if document["format"] != FORMAT:
-                raise TraceError(
-                    f"{path} has format {document['format']!r}; this mlalab reads {FORMAT!r}."
-                )
-            steps = [step_of(step) for step in document["steps"]]
-            return cls(document["title"], steps, document["meta"], None, document["skipped"])
-        except OSError as error:
-            raise TraceError(f"Cannot read {path}: {error.strerror}.") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise TraceError(f"{path} is not a trace that mlalab saved ({error}).") from error
+        title, steps, meta, skipped = read_trace(Path(path))
+        return cls(title, steps, meta, None, skipped)
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         return self.figure()._repr_mimebundle_()

@@ -7,8 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from mlalab.records import NodeRecord
-from mlalab.viz.boxes import Label, label
+from mlalab.viz.boxes import Label, label, tooltip
 from mlalab.viz.folding import ShownEdge, ShownNode, View
 from mlalab.viz.layout import Layout, Placed, Point, lay_out
 from mlalab.viz.measure import text_width
@@ -86,23 +85,6 @@ def legend(
         )
         x += 36 + round(text_width(text, NOTE_SIZE)) + 26
     return Panel("".join(parts), x if parts else 0, 24 if parts else 0)
-
-
-def tooltip(record: NodeRecord) -> str:
-    """Everything known of a node, one fact per line."""
-    facts = [
-        ("shape", None if record.shape is None else list(record.shape)),
-        ("dtype", record.dtype),
-        ("stride", None if record.stride is None else list(record.stride)),
-        ("bytes", record.bytes),
-        ("alias of", record.alias_of),
-        ("mutates", ", ".join(record.mutates)),
-        ("users", record.users),
-        ("layer", record.layer),
-        ("source", record.source),
-    ]
-    known = (f"{name}: {value}" for name, value in facts if value not in (None, ""))
-    return "\n".join([record.text, *known])
 
 
 def _node(

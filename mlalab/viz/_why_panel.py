@@ -14,8 +14,8 @@ from typing import Literal
 
 from mlalab.records import NodeRecord, PatternRecord, Refusal
 from mlalab.viz import theme
-from mlalab.viz._panel import Panel, _badge, _count, _path, _rect, _text, tooltip
-from mlalab.viz.boxes import Label, label
+from mlalab.viz._panel import Panel, _badge, _count, _path, _rect, _text
+from mlalab.viz.boxes import Label, label, tooltip
 from mlalab.viz.folding import ShownEdge, View, fold
 from mlalab.viz.layout import Layout, Placed, lay_out
 from mlalab.viz.measure import elide, text_width

@@ -127,3 +127,20 @@ def _pill(name: str, shape: str) -> Label:
 def _even(size: float) -> int:
     """Rounded up to an even number, so that the centre of a box is a whole pixel."""
     return 2 * math.ceil(size / 2)
+
+
+def tooltip(record: NodeRecord) -> str:
+    """Everything known of a node, one fact per line."""
+    facts = [
+        ("shape", None if record.shape is None else list(record.shape)),
+        ("dtype", record.dtype),
+        ("stride", None if record.stride is None else list(record.stride)),
+        ("bytes", record.bytes),
+        ("alias of", record.alias_of),
+        ("mutates", ", ".join(record.mutates)),
+        ("users", record.users),
+        ("layer", record.layer),
+        ("source", record.source),
+    ]
+    known = (f"{name}: {value}" for name, value in facts if value not in (None, ""))
+    return "\n".join([record.text, *known])
