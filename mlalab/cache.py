@@ -20,6 +20,22 @@ PAD_SLOT = -1
 """Slot of a padded token: never written."""
 
 
+def typed_dtype(
+    kv_cache_dtype: KVCacheDtype, dtype: torch.dtype, device: torch.device | str | None
+) -> torch.dtype:
+    """Return the type that cached numbers have: the activations' `dtype`, or the device's FP8.
+
+    Raises:
+        ConfigError: no such `kv_cache_dtype`.
+    """
+    if kv_cache_dtype not in get_args(KVCacheDtype):
+        raise ConfigError(
+            f"kv_cache_dtype must be one of {', '.join(get_args(KVCacheDtype))}, "
+            f"got {kv_cache_dtype!r}."
+        )
+    return fp8_dtype(device or torch.get_default_device()) if kv_cache_dtype == "fp8" else dtype
+
+
 class PagedCache:
     """Rows of one layer in blocks, one row per token.
 
@@ -39,15 +55,10 @@ class PagedCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> None:
-        if kv_cache_dtype not in get_args(KVCacheDtype):
-            raise ConfigError(
-                f"kv_cache_dtype must be one of {', '.join(get_args(KVCacheDtype))}, "
-                f"got {kv_cache_dtype!r}."
-            )
+        self.typed_dtype = typed_dtype(kv_cache_dtype, dtype, device)
         self.kv_cache_dtype = kv_cache_dtype
         stored = torch.uint8 if kv_cache_dtype == "fp8" else dtype
         self.storage = torch.zeros(shape, dtype=stored, device=device)
-        self.typed_dtype = fp8_dtype(self.storage.device) if stored == torch.uint8 else dtype
         self._num_blocks, self._block_size = shape[blocks_at : blocks_at + 2]
 
     @property

@@ -45,7 +45,7 @@ def load_attention(
     model_dir: str | os.PathLike[str],
     layer: int = 0,
     *,
-    options: LayerOptions = LayerOptions(),  # noqa: B008  frozen
+    options: LayerOptions | None = None,
 ) -> Attention:
     """Return attention layer number `layer` of the model in `model_dir`, all heads of it.
 
@@ -57,6 +57,7 @@ def load_attention(
     Raises:
         CheckpointError: something is missing, damaged or not supported.
     """
+    options = options or LayerOptions()
     config = HFConfig(Path(model_dir))
     shape, block = config.shape(), config.fp8_block()
     if not 0 <= layer < shape.num_layers:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -11,6 +12,15 @@ from mlalab.cache import KVCacheDtype
 from mlalab.errors import ConfigError
 from mlalab.rope import RotaryEmbedding
 from mlalab.shapes import RopeSpec
+
+_EXPOSED = "MLALAB_MLA_EXPOSED_SPLIT"
+
+
+def _exposed_by_default() -> bool:
+    value = os.environ.get(_EXPOSED, "0")
+    if value not in ("0", "1"):
+        raise ConfigError(f"{_EXPOSED} must be 0 or 1, got {value!r}.")
+    return value == "1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +34,8 @@ class LayerOptions:
         rope_cache_dtype: dtype of the cos/sin table; None means the activation dtype.
         dtype, device: of weights and activations.
         fusion: "graph" leaves fusing to compiler passes; "layer" calls the fused ops itself.
+        exposed: an MLA layer's split of decode and prefill rows stands in the graph instead of
+            inside the attention op. `MLALAB_MLA_EXPOSED_SPLIT` (0 or 1) sets the default.
     """
 
     kv_cache_dtype: KVCacheDtype = "auto"
@@ -33,6 +45,7 @@ class LayerOptions:
     dtype: torch.dtype = torch.float32
     device: torch.device | str | None = None
     fusion: Literal["graph", "layer"] = "graph"
+    exposed: bool = field(default_factory=_exposed_by_default)
 
     def __post_init__(self) -> None:
         if self.fusion not in ("graph", "layer"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mlalab.cache import PagedCache
-from mlalab.context import ForwardContext
+from mlalab.context import BatchMetadata, ForwardContext
 from mlalab.errors import InputError
 
 
@@ -40,4 +40,27 @@ def check_rows(used: int, rows: int, layer_name: str) -> None:
         raise InputError(
             f"The batch metadata names {used} tokens and layer {layer_name!r} got {rows} "
             f"rows; pass the metadata of this very batch."
+        )
+
+
+def check_decode_rows(rows: int, metadata: BatchMetadata, layer_name: str) -> None:
+    """Raise when decode attention got other rows than the batch's decode requests have.
+
+    Rows too many are padding where nothing is prefilled, and prefill rows otherwise.
+    """
+    used = metadata.num_decode_tokens
+    only_decodes = metadata.num_decodes == len(metadata.query_lens)
+    if rows < used or (rows > used and not only_decodes):
+        raise InputError(
+            f"Decode attention of layer {layer_name!r} got {rows} rows and the batch decodes "
+            f"{used}; split the batch by what mla_split_batch returned for it."
+        )
+
+
+def check_query(q: Tensor | None, k_pe: Tensor | None, needed: bool, layer_name: str) -> None:
+    """Raise when attention needs `q` and `k_pe` and one is missing."""
+    if needed and (q is None or k_pe is None):
+        raise InputError(
+            f"Layer {layer_name!r} got this batch without q or k_pe: its graph serves uniform "
+            f"decode batches only; run other batches in a graph compiled with decode_only=False."
         )

@@ -13,7 +13,7 @@ from mlalab.cache import PagedLatentCache
 from mlalab.context import ForwardContext, current_context, optional_context
 from mlalab.errors import InputError
 from mlalab.kernels import pick
-from mlalab.ops.checks import check_positions, check_rows, check_slots
+from mlalab.ops.checks import check_positions, check_query, check_slots
 
 
 def rotary_embedding(
@@ -91,21 +91,14 @@ def unified_mla_attention_with_output(
         InputError: metadata of another batch, or a prefill request without `q` or `k_pe`.
     """
     context = current_context()
-    metadata = context.metadata
-    if metadata is None:
+    if context.metadata is None:
         output.zero_()
         return
-    used = metadata.num_tokens
-    check_rows(used, output.size(0), layer_name)
-    only_decodes = metadata.num_decodes == len(metadata.query_lens)
-    if (q is None or k_pe is None) and not (only_decodes and q_prepped is not None):
-        raise InputError(
-            f"Layer {layer_name!r} got this batch without q or k_pe: its graph serves uniform "
-            f"decode batches only; run other batches in a graph compiled with decode_only=False."
-        )
-    attended = context.layer(layer_name).attend(q, kv_c, k_pe, metadata, q_prepped)
-    output[:used].copy_(attended.flatten(1))
-    output[used:].zero_()
+    check_query(q, k_pe, q_prepped is None, layer_name)
+    decoded, prefilled = context.layer(layer_name).attend(q, kv_c, k_pe, q_prepped)
+    split = decoded.size(0)
+    output[:split].copy_(decoded.flatten(1))
+    output[split:].copy_(prefilled.flatten(1))
 
 
 def unified_mla_attention_with_output_fake(

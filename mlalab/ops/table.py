@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mlalab.ops import gqa, mla, mla_decode
+from mlalab.ops import gqa, mla, mla_decode, mla_split
 
 _LIBRARY = torch.library.Library("mlalab", "DEF")
 
@@ -74,6 +74,22 @@ OPS: tuple[Op, ...] = (
         f"{_AITER}.rotated({_AITER_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
         mla_decode.fused_aiter_qk_rope_kvcache_q_concat_quant_mla_rotated,
         mla_decode.fused_aiter_qk_rope_kvcache_q_concat_quant_mla_rotated_fake,
+    ),
+    Op(
+        "mla_split_batch(Tensor kv_c, str layer_name) -> SymInt",
+        mla_split.mla_split_batch,
+        mla_split.mla_split_batch_fake,
+    ),
+    Op(
+        "mla_attention_decode(Tensor q, str layer_name, Tensor? kv_cache_dummy_dep=None) -> Tensor",
+        mla_split.mla_attention_decode,
+        mla_split.mla_attention_decode_fake,
+    ),
+    Op(
+        "mla_attention_prefill(Tensor? q, Tensor kv_c, Tensor? k_pe, str layer_name, "
+        "Tensor? kv_cache_dummy_dep=None) -> Tensor",
+        mla_split.mla_attention_prefill,
+        mla_split.mla_attention_prefill_fake,
     ),
     Op(
         "unified_kv_cache_update(Tensor key, Tensor value, str layer_name) -> Tensor",
