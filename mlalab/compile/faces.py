@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._dynamo.utils import detect_fake_mode
 
 from mlalab.compile.entries import Entry
 from mlalab.context import graph_serves_decode_only
@@ -53,6 +54,20 @@ class Face:
             for place in places:
                 inputs[place] = values
         return inputs
+
+    def static(self, positions: Tensor, hidden_TD: Tensor) -> list[Any]:
+        """Return what the graph takes as fakes of exactly these sizes.
+
+        Real tensors would do, but for sizes that depend on data: tracing has to make them up, and
+        with fakes it knows where.
+        """
+        _, fakes = self.traced(positions, hidden_TD)
+        mode = detect_fake_mode(fakes)
+        assert mode is not None
+        return [
+            mode.from_tensor(x, static_shapes=True) if isinstance(x, Tensor) else x
+            for x in self.flat(positions, hidden_TD)
+        ]
 
     def call(self, entry: Entry, positions: Tensor, hidden_TD: Tensor) -> Any:
         """Run a graph compiled from this trace."""

@@ -16,8 +16,10 @@ from torch import fx
 from torch._functorch.aot_autograd import make_boxed_func
 from torch._inductor import compile_fx as inductor
 from torch._inductor.fx_passes import post_grad
+from torch._inductor.lowering import fallback_handler, lowerings
 from torch._inductor.runtime.runtime_utils import cache_dir
 from torch._inductor.virtualized import V
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.passes.graph_transform_observer import GraphTransformObserver
 
 from mlalab.passes.driver import PassDriver
@@ -34,6 +36,7 @@ def configured(driver: PassDriver, *, cache: bool = False) -> Iterator[None]:
     driver's uuid; then no pass runs, and nothing can be recorded.
     """
     with (
+        _bmm_of_any_size(),
         torch._inductor.config.patch(
             enable_auto_functionalized_v2=False,
             fx_graph_cache=cache,
@@ -41,6 +44,25 @@ def configured(driver: PassDriver, *, cache: bool = False) -> Iterator[None]:
         ),
         torch._functorch.config.patch(enable_autograd_cache=cache),
     ):
+        yield
+
+
+@contextlib.contextmanager
+def _bmm_of_any_size() -> Iterator[None]:
+    """On a CPU, have torch's own kernel called for a `bmm` of which a size depends on data.
+
+    Inductor's lowering asks there whether that size is one, and fails as nobody can tell.
+    """
+    bmm = torch.ops.aten.bmm.default
+    own, plain = lowerings[bmm], fallback_handler(bmm, add_to_fallback_set=False)
+
+    def lower(*arguments: Any, **options: Any) -> Any:
+        values = [node.meta["val"] for node in V.graph.current_node.all_input_nodes]
+        on_cpu = all(x.device.type == "cpu" for x in values)
+        chosen = plain if on_cpu and free_unbacked_symbols(values) else own
+        return chosen(*arguments, **options)
+
+    with mock.patch.dict(lowerings, {bmm: lower}):
         yield
 
 

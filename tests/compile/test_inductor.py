@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 from torch import fx
-from torch._inductor import compile_fx, config
+from torch._inductor import compile_fx, config, lowering
 from torch._inductor import pattern_matcher as pm
 from torch._inductor.fx_passes import post_grad
 from torch.fx.passes.graph_transform_observer import GraphTransformObserver
@@ -22,6 +22,7 @@ from mlalab.compile import inductor
         (post_grad.post_grad_passes, ["gm", "is_inference"]),
         (compile_fx.fake_tensor_prop, ["gm", "example_inputs"]),
         (compile_fx.compile_fx, ["model_", "example_inputs_", "inner_compile"]),
+        (lowering.fallback_handler, ["kernel", "add_to_fallback_set"]),
         (pm.fwd_only, ["fn", "args"]),
         (pm.Match.replace_with_graph, ["self", "replacement_graph", "args"]),
     ],
