@@ -173,8 +173,7 @@ class CompiledModel:
 
     def _compile(self, key: GraphKey, positions: Tensor, hidden_TD: Tensor) -> Entry:
         face = self._faces[key.decode_only]
-        gm, fakes = face.traced(positions, hidden_TD)
-        inputs = face.static(positions, hidden_TD) if key.exact else fakes
+        gm, inputs = (face.static if key.exact else face.traced)(positions, hidden_TD)
         driver = self._driver(key)
         return compile_entry(gm, inputs, driver, self.config.mode, self.config.cache)
 

@@ -6,12 +6,14 @@ rest is the model's own, so what a graph takes is known once it has been traced.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._dynamo.utils import detect_fake_mode
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from mlalab.compile.entries import Entry
 from mlalab.context import graph_serves_decode_only
@@ -55,16 +57,18 @@ class Face:
                 inputs[place] = values
         return inputs
 
-    def static(self, positions: Tensor, hidden_TD: Tensor) -> list[Any]:
-        """Return what the graph takes as fakes of exactly these sizes.
+    def static(self, positions: Tensor, hidden_TD: Tensor) -> tuple[fx.GraphModule, list[Any]]:
+        """Return the graph, and fake inputs of exactly these sizes.
 
         Real tensors would do, but for sizes that depend on data: tracing has to make them up, and
-        with fakes it knows where.
+        needs a place for what it learns of them. It is a new one, as that holds for no other graph.
         """
-        _, fakes = self.traced(positions, hidden_TD)
-        mode = detect_fake_mode(fakes)
-        assert mode is not None
-        return [
+        gm = copy.deepcopy(self.traced(positions, hidden_TD)[0])
+        for node in gm.graph.nodes:
+            # The symbols that the first trace made up are not known in the new place.
+            node.meta.pop("unbacked_bindings", None)
+        mode = FakeTensorMode(shape_env=ShapeEnv())
+        return gm, [
             mode.from_tensor(x, static_shapes=True) if isinstance(x, Tensor) else x
             for x in self.flat(positions, hidden_TD)
         ]

@@ -8,6 +8,8 @@ INVARIANT 1 holds here too: as many rows come out as go in.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,9 +30,9 @@ def mla_split_batch(kv_c: Tensor, layer_name: str) -> int:
     return rows
 
 
-def mla_split_batch_fake(kv_c: Tensor, layer_name: str) -> torch.SymInt:
+def mla_split_batch_fake(kv_c: Tensor, layer_name: str) -> int:
     """Return a size of its own, between 0 and the rows of the batch."""
-    rows = torch.library.get_ctx().new_dynamic_size()
+    rows: Any = torch.library.get_ctx().new_dynamic_size()
     torch._check(rows >= 0)
     torch._check(rows <= kv_c.size(0))
     return rows

@@ -36,6 +36,14 @@ def context_of(layer: MLAAttention, tokens: int, **changes: Any) -> ForwardConte
     return ForwardContext(layers={layer.layer_name: layer}, **fields)
 
 
+def context_for(op: str, layer: MLAAttention, tokens: int) -> ForwardContext:
+    """Return a context in which `op` has work to do: a prefill, or a decode for the op of those."""
+    if op != "mla_attention_decode":
+        return context_of(layer, tokens)
+    batch = make_batch([tokens], [0], num_decodes=1, block_size=BLOCK_SIZE)
+    return context_of(layer, tokens, metadata=batch)
+
+
 def arguments_of(
     op: str, layer: MLAAttention, tokens: int, *, strided: bool = True, k_pe_2d: bool = False
 ) -> dict[str, Any]:
@@ -90,6 +98,10 @@ def _by_op(
             **{"kv_cache_scale": layer.k_scale, "layer_name": NAME, "rope_in_fp32": True},
         },
     }
+    prepared = q.new_zeros((*q.shape[:2], SHAPE.cache_dim)).to(layer.kv_cache.typed_dtype)
+    every["mla_split_batch"] = {"kv_c": kv_c, "layer_name": NAME}
+    every["mla_attention_decode"] = {"q": prepared, "layer_name": NAME}
+    every["mla_attention_prefill"] = {"q": q, "kv_c": kv_c, "k_pe": k_pe_any, "layer_name": NAME}
     every["mla_decode_q_prep"] = {"q": q, "layer_name": NAME}
     every[AITER] = every[f"{AITER}.rotated"] = {
         **{"q_nope": q[..., : SHAPE.qk_nope_head_dim], "q_pe": q_pe, "k_pe": k_pe, "kv_c": kv_c},

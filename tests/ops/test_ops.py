@@ -13,11 +13,11 @@ from mlalab.context import forward_context
 from mlalab.errors import ContextError
 from mlalab.ops import OPS, Op
 from tests.ops import cases, gqa_cases
-from tests.ops.cases import bits, context_of
+from tests.ops.cases import bits, context_for
 
 NAMES = [op.name for op in OPS]
 TOKENS = [0, 1, 3, 63]
-BY_LAYER = [name for name in NAMES if name.startswith(("mla_decode", "fused_aiter"))]
+BY_LAYER = [name for name in NAMES if name.startswith(("mla_decode", "mla_att", "fused_aiter"))]
 """Ops whose results depend on the layer, so that even a fake needs a context."""
 
 
@@ -44,6 +44,9 @@ def test_the_ops_are_these():
         "mla_decode_q_prep",
         "fused_aiter_qk_rope_kvcache_q_concat_quant_mla",
         "fused_aiter_qk_rope_kvcache_q_concat_quant_mla.rotated",
+        "mla_split_batch",
+        "mla_attention_decode",
+        "mla_attention_prefill",
         "unified_kv_cache_update",
         "unified_attention_with_output",
         "fused_rope_and_unified_kv_cache_update",
@@ -76,11 +79,11 @@ def describe(value):
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
 @pytest.mark.parametrize("strided", [True, False])
 @pytest.mark.parametrize("tokens", TOKENS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "mla_split_batch"])
 def test_fake_is_like_real(name, tokens, strided, kv_cache_dtype):
     layer = cases_of(name).make_layer(kv_cache_dtype=kv_cache_dtype, dtype=torch.bfloat16)
     arguments = cases_of(name).arguments_of(name, layer, tokens, strided=strided)
-    with forward_context(context_of(layer, tokens)):
+    with forward_context(context_for(name, layer, tokens)):
         real = overload(name)(**arguments)
     with FakeTensorMode() as mode:
         fakes = {
@@ -88,7 +91,9 @@ def test_fake_is_like_real(name, tokens, strided, kv_cache_dtype):
             for key, value in arguments.items()
         }
         # Otherwise no context: a fake must not look at one.
-        context = forward_context(context_of(layer, tokens)) if name in BY_LAYER else nullcontext()
+        context = (
+            forward_context(context_for(name, layer, tokens)) if name in BY_LAYER else nullcontext()
+        )
         with context:
             fake = overload(name)(**fakes)
     assert describe(fake) == describe(real)
@@ -112,7 +117,7 @@ def changed_by(function, arguments, context):
 def test_exactly_the_declared_arguments_change(name, tokens, k_pe_2d):
     layer = cases_of(name).make_layer()
     arguments = cases_of(name).arguments_of(name, layer, tokens, k_pe_2d=k_pe_2d)
-    changed = changed_by(overload(name), arguments, context_of(layer, tokens))
+    changed = changed_by(overload(name), arguments, context_for(name, layer, tokens))
     assert changed == written_by_schema(name)
 
 
@@ -126,7 +131,7 @@ def test_an_undeclared_write_is_noticed(name):
         overload(name)(**arguments)
         arguments[read_only][-1] += 1
 
-    changed = changed_by(writes_too_much, arguments, context_of(layer, 3))
+    changed = changed_by(writes_too_much, arguments, context_for(name, layer, 3))
     assert changed == written_by_schema(name) | {read_only}
 
 
@@ -137,7 +142,7 @@ def test_a_rotation_that_turns_nothing_is_noticed(name):
     arguments = cases_of(name).arguments_of(name, layer, 3)
     half = arguments["cos_sin_cache"].size(-1) // 2
     arguments["cos_sin_cache"][:, :half], arguments["cos_sin_cache"][:, half:] = 1, 0
-    assert changed_by(overload(name), arguments, context_of(layer, 3)) == set()
+    assert changed_by(overload(name), arguments, context_for(name, layer, 3)) == set()
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
@@ -145,7 +150,7 @@ def test_a_rotation_that_turns_nothing_is_noticed(name):
 def test_opcheck(name, tokens):
     layer = cases_of(name).make_layer()
     arguments = cases_of(name).arguments_of(name, layer, tokens, strided=False)
-    with forward_context(context_of(layer, tokens)):
+    with forward_context(context_for(name, layer, tokens)):
         torch.library.opcheck(overload(name), (), arguments)
 
 
@@ -172,7 +177,7 @@ def test_an_unknown_layer_is_named(name):
         "layer_name": "model.layers.9.self_attn",
     }
     with (
-        forward_context(context_of(layer, 3)),
+        forward_context(context_for(name, layer, 3)),
         pytest.raises(ContextError, match=r"no layer 'model\.layers\.9\.self_attn'; it has: "),
     ):
         overload(name)(**arguments)
