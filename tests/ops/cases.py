@@ -98,10 +98,7 @@ def _by_op(
             **{"kv_cache_scale": layer.k_scale, "layer_name": NAME, "rope_in_fp32": True},
         },
     }
-    prepared = q.new_zeros((*q.shape[:2], SHAPE.cache_dim)).to(layer.kv_cache.typed_dtype)
-    every["mla_split_batch"] = {"kv_c": kv_c, "layer_name": NAME}
-    every["mla_attention_decode"] = {"q": prepared, "layer_name": NAME}
-    every["mla_attention_prefill"] = {"q": q, "kv_c": kv_c, "k_pe": k_pe_any, "layer_name": NAME}
+    every |= _by_exposed_op(layer, q, kv_c, k_pe_any)
     every["mla_decode_q_prep"] = {"q": q, "layer_name": NAME}
     every[AITER] = every[f"{AITER}.rotated"] = {
         **{"q_nope": q[..., : SHAPE.qk_nope_head_dim], "q_pe": q_pe, "k_pe": k_pe, "kv_c": kv_c},
@@ -109,6 +106,17 @@ def _by_op(
         **{"kv_cache_dtype": kv_cache_dtype, "k_scale": layer.k_scale, "layer_name": NAME},
     }
     return every
+
+
+def _by_exposed_op(
+    layer: MLAAttention, q: Tensor, kv_c: Tensor, k_pe: Tensor
+) -> dict[str, dict[str, Any]]:
+    prepared = q.new_zeros((*q.shape[:2], SHAPE.cache_dim)).to(layer.kv_cache.typed_dtype)
+    return {
+        "mla_split_batch": {"kv_c": kv_c, "layer_name": NAME},
+        "mla_attention_decode": {"q": prepared, "layer_name": NAME},
+        "mla_attention_prefill": {"q": q, "kv_c": kv_c, "k_pe": k_pe, "layer_name": NAME},
+    }
 
 
 def bits(x: Tensor) -> Tensor:
