@@ -48,8 +48,11 @@ def _trace(arguments: argparse.Namespace) -> int:
         result.check()
     print(result)
     fusions = [step.name for step in result.steps if step.kind == "fusion"]
-    for name in (*fusions, *result.skipped):
+    off = [name for name, status in result.skipped.items() if status == "disabled"]
+    for name in (*fusions, *(name for name in result.skipped if name not in off)):
         print(f"\n{result.why(name)}")
+    if off:
+        print(f"\nswitched off (see --enable): {', '.join(off)}")
     for path, write in ((arguments.html, result.to_html), (arguments.json, result.save)):
         if path is not None:
             write(path)

@@ -118,10 +118,9 @@ def build(
         ConfigError: unknown model name, or a negative count.
         CheckpointError: a directory that cannot be read.
     """
-    if tokens < 0 or num_layers < 1:
-        raise ConfigError(
-            f"tokens must be 0 or more and num_layers 1 or more, got {tokens} and {num_layers}."
-        )
+    for name, value, least in (("tokens", tokens, 0), ("num_layers", num_layers, 1)):
+        if not isinstance(value, int) or value < least:
+            raise ConfigError(f"{name} must be a whole number, {least} or more, got {value!r}.")
     if isinstance(model, (MLAAttention, GQAAttention)) and (options is not None or num_layers != 1):
         raise ConfigError("A layer is traced as it is: leave out options and num_layers.")
     options = options or LayerOptions(dtype=torch.bfloat16, device=default_device())
@@ -157,7 +156,7 @@ def _layers_of(
     if isinstance(model, (MLAShape, GQAShape)):
         names = [f"model.layers.{i}.self_attn" for i in range(num_layers)]
         return [_random_layer(model, name, options, seed) for seed, name in enumerate(names)]
-    if not Path(model).exists():
+    if not isinstance(model, (str, Path)) or not Path(model).exists():
         raise ConfigError(
             f"{model!r} is neither a preset ({', '.join(PRESETS)}) nor a directory that exists."
         )

@@ -42,7 +42,7 @@ def test_set_traces_again_and_tells_the_listeners():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"tokens": -1}, "tokens must be 0 or more"),
+        ({"tokens": -1}, "tokens must be a whole number, 0 or more, got -1"),
         ({"dtype": "int8"}, "dtype must be one of bfloat16"),
         ({"kv_cache_dtype": "int4"}, "kv_cache_dtype must be one of"),
         ({"level": "O9"}, "Unknown level 'O9'"),

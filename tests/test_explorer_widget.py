@@ -61,7 +61,7 @@ def test_an_error_is_shown_and_the_stepper_stays():
     assert "ValueError: no such node." in panel.message.value
     assert panel.stepper is stepper
     lab.set(tokens=-1)
-    assert "tokens must be 0 or more" in panel.message.value
+    assert "tokens must be a whole number, 0 or more" in panel.message.value
     lab.set(tokens=2, on={"Boom": False})
     assert "ValueError" not in panel.message.value
 

@@ -18,11 +18,12 @@ from tests.viz.samples import steps
 LEVELS = ("debug", "info", "log", "warning", "error")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this very hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give all tests of JupyterLab to one process, so that only one of it is started."""
+    """Give all tests in a browser to one process, so that one Chromium and one Lab are started."""
     for item in items:
-        if "running_lab" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("lab"))
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("browser"))
 
 
 @pytest.fixture(scope="session")

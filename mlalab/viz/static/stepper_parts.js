@@ -27,7 +27,7 @@ const [SHAPE, LAYER] = [FIELDS.indexOf("shape"), FIELDS.indexOf("layer")];
 const STATES = { s: ["", "unchanged"], c: ["+", "created"], d: ["−", "erased"], r: ["~", "rewired"] };
 const PLAY_MS = 1800;
 const CHUNK = 100;
-const HINT = "Point at a node, or press Tab to enter the picture and ↑ ↓ to move in it. "
+const HINT = "← → step. Point at a node, or press Tab to enter the picture and ↑ ↓ to move in it. "
   + "A click, or Enter, ties a node to its line.";
 const PAGE = `
   <div class="frame" tabindex="-1">
