@@ -47,17 +47,21 @@ def _trace(arguments: argparse.Namespace) -> int:
         _say("running every step's graph on the same random input ...")
         result.check()
     print(result)
+    _explain(result)
+    for path, write in ((arguments.html, result.to_html), (arguments.json, result.save)):
+        if path is not None:
+            write(path)
+            _say(f"wrote {path}")
+    return 0 if result.ok or not arguments.check else 1
+
+
+def _explain(result: Any) -> None:
     fusions = [step.name for step in result.steps if step.kind == "fusion"]
     off = [name for name, status in result.skipped.items() if status == "disabled"]
     for name in (*fusions, *(name for name in result.skipped if name not in off)):
         print(f"\n{result.why(name)}")
     if off:
         print(f"\nswitched off (see --enable): {', '.join(off)}")
-    for path, write in ((arguments.html, result.to_html), (arguments.json, result.save)):
-        if path is not None:
-            write(path)
-            _say(f"wrote {path}")
-    return 0 if result.ok or not arguments.check else 1
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
