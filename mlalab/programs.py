@@ -14,16 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._dynamo.backends.common import aot_autograd
-from torch._inductor.decomposition import select_decomp_table
 from torch.utils import _pytree as pytree
 
 from mlalab.checking import Outcome, compare
 from mlalab.compile.capture import LabBackend
-from mlalab.node_records import node_records
 from mlalab.passes.fusion import Pass
 from mlalab.passes.pipeline import PIPELINE
-from mlalab.records import CheckRecord, NodeRecord, StepRecord
+from mlalab.records import CheckRecord, StepRecord
 from mlalab.traces import Trace
 
 Program = Callable[..., Any]
@@ -45,38 +42,13 @@ def trace_program(
     """
     backend = LabBackend(passes=passes, verify=verify)
     torch._dynamo.reset()
-    compiled = torch.compile(function, backend=backend, fullgraph=True)
+    compiled, given = torch.compile(function, backend=backend, fullgraph=True), _copies(inputs)
     with torch.no_grad():
-        compiled(*_copies(inputs))
-    replay = _Replay(function, compiled, inputs, backend)
+        compiled(*given)
+    replay = _Replay(function, backend.first_graph(*given), inputs, backend)
     name = getattr(function, "__name__", "function")
     recorder = backend.recorders[0]
     return Trace(name, recorder.steps, {"model": name}, replay, recorder.skipped)
-
-
-def functional_nodes(
-    function: Program, inputs: Sequence[Tensor], *, version: int
-) -> tuple[NodeRecord, ...]:
-    """Return the functional graph of `function`, before any pass.
-
-    Args:
-        version: of `auto_functionalized`: 1 names views as they are, 2 by base, size and offset.
-    """
-    graphs: list[fx.Graph] = []
-
-    def keep(gm: fx.GraphModule, _: Any) -> Any:
-        graphs.append(gm.graph)
-        return gm.forward
-
-    torch._dynamo.reset()
-    backend = aot_autograd(fw_compiler=keep, decompositions=select_decomp_table())
-    compiled = torch.compile(function, backend=backend, fullgraph=True)
-    with (
-        torch._inductor.config.patch(enable_auto_functionalized_v2=version == 2),
-        torch.no_grad(),
-    ):
-        compiled(*_copies(inputs))
-    return node_records(graphs[0])
 
 
 def _copies(inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -136,5 +108,8 @@ def _redrawn(x: Tensor, generator: torch.Generator) -> Tensor:
 def _outcome(function: Program, inputs: Sequence[Any]) -> Outcome:
     with torch.no_grad():
         results = pytree.tree_leaves(function(*inputs))
-    # A function that only writes in place returns None.
-    return Outcome([x.clone() for x in results if isinstance(x, Tensor)], {})
+    # A function that only writes in place returns None; an input that it returns is compared as
+    # an input, and no graph returns it.
+    passed = set(map(id, inputs))
+    made = [x for x in results if isinstance(x, Tensor) and id(x) not in passed]
+    return Outcome([x.clone() for x in made], {})

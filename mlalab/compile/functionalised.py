@@ -22,7 +22,7 @@ def functionalised(function: Callable[..., Any], *inputs: Tensor) -> dict[str, S
     """Compile `function` twice and return its functional graphs, "v1" and "v2".
 
     Args:
-        inputs: what it is called with, without gradients.
+        inputs: what it is called with, without gradients; copies, as it may write them.
     """
     return {name: _captured(function, inputs, name) for name in ("v1", "v2")}
 
@@ -46,5 +46,5 @@ def _captured(function: Callable[..., Any], inputs: Sequence[Tensor], name: str)
         ),
         torch._functorch.config.patch(enable_autograd_cache=False),
     ):
-        torch.compile(function, backend=backend, fullgraph=True)(*inputs)
+        torch.compile(function, backend=backend, fullgraph=True)(*(x.clone() for x in inputs))
     return recorder.steps[0]

@@ -48,3 +48,9 @@ def test_nobody_writes_in_place(graphs):
 def test_an_op_that_writes_nothing_is_not_wrapped():
     for step in functionalised(lambda x: x + 1, torch.ones(0, 3)).values():
         assert targets(step) == ["aten.add"]
+
+
+def test_inputs_are_left_as_they_were():
+    x = torch.ones(3)
+    functionalised(lambda x: x.add_(1), x)
+    assert torch.equal(x, torch.ones(3))
