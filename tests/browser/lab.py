@@ -69,6 +69,14 @@ async () => {
   await kernel().info;
 }
 """
+_ASK = """
+async (source) => {
+  const kernel = jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+  const asked = { code: "", silent: true, user_expressions: { said: source } };
+  const { said } = (await kernel.requestExecute(asked).done).content.user_expressions;
+  return said.data ? said.data["text/plain"] : said.evalue;
+}
+"""
 PANEL = ".jp-NotebookPanel:not(.lm-mod-hidden)"
 
 
@@ -114,13 +122,19 @@ class Lab:
         self.page.evaluate(_READY)
 
     def ask(self, source: str) -> str:
-        """Return what the kernel says to `source`, in place of the open notebook's third cell."""
-        cell = self.page.locator(f"{PANEL} .jp-CodeCell").nth(2)
-        cell.locator(".cm-content").fill(source)
-        self.page.keyboard.press("Control+Enter")
-        output = cell.locator(".jp-OutputArea-output")
-        output.wait_for()
-        return output.text_content().strip()
+        """Return what the kernel shows for an expression, without touching a cell."""
+        return self.page.evaluate(_ASK, source)
+
+    def wait_until_kernel_says(self, source: str, said: str) -> None:
+        """Wait until the kernel shows `said` for `source`: widgets send only to an idle kernel.
+
+        Raises:
+            AssertionError: it shows something else for ten seconds.
+        """
+        end = time.monotonic() + 10
+        while (last := self.ask(source)) != said:
+            assert time.monotonic() < end, f"{source} is {last}, not {said}"
+            time.sleep(0.1)
 
     def theme(self, name: str) -> None:
         """Switch the theme: "JupyterLab Light" or "JupyterLab Dark"."""

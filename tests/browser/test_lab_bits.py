@@ -47,7 +47,7 @@ def test_python_and_browser_share_byte_and_format(notebook):
     byte.get_by_role("button", name="bit 6,").click()
     byte.get_by_label("read as").select_option("e4m3fnuz")
     assert byte.locator(".said").text_content() == "0xC0 is −1 (normal)"
-    assert notebook.ask("bits.byte, bits.format, bits.value") == "(192, 'e4m3fnuz', -1.0)"
+    notebook.wait_until_kernel_says("bits.byte, bits.format, bits.value", "(192, 'e4m3fnuz', -1.0)")
 
 
 def test_keys_flip_bits_and_leave_the_notebook_alone(notebook):

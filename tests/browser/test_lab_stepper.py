@@ -56,7 +56,7 @@ def test_python_and_browser_share_step_and_choice(notebook):
     stepper(notebook).locator('.picture [data-n="mm"]').click()
     notebook.page.keyboard.press("ArrowRight")
     assert title(notebook) == "3 of 4: QuantFusion"
-    assert notebook.ask("stepper.index, stepper.chosen") == "(2, 'mm')"
+    notebook.wait_until_kernel_says("stepper.index, stepper.chosen", "(2, 'mm')")
 
 
 def test_keys_stay_in_the_widget(notebook):
