@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -55,6 +55,13 @@ class BatchMetadata:
         uniform = self.num_decodes == len(self.query_lens) and len({*self.query_lens}) == 1
         length = self.query_lens[0] if uniform else None
         object.__setattr__(self, "uniform_query_len", length)
+
+    @property
+    def kind(self) -> BatchKind:
+        """Which kind of graph this batch needs: the most special one that serves it."""
+        if self.uniform_query_len is not None:
+            return "decode"
+        return "prefill" if self.query_lens and not self.num_decodes else "general"
 
     @property
     def seq_lens(self) -> tuple[int, ...]:
@@ -185,22 +192,25 @@ def current_context() -> ForwardContext:
     return context
 
 
-_DECODE_ONLY: ContextVar[bool] = ContextVar("mlalab_decode_only", default=False)
+BatchKind = Literal["general", "decode", "prefill"]
+"""What a graph serves: any batch, uniform decode batches only, or prefill requests only."""
+
+_SERVED: ContextVar[BatchKind] = ContextVar("mlalab_served", default="general")
 
 
 @contextmanager
-def graph_serves_decode_only(decode_only: bool) -> Iterator[None]:
-    """Promise, while a model is traced, that its graph will see uniform decode batches only."""
-    token = _DECODE_ONLY.set(decode_only)
+def graph_serves(kind: BatchKind) -> Iterator[None]:
+    """Promise, while a model is traced, that its graph will see batches of this kind only."""
+    token = _SERVED.set(kind)
     try:
         yield
     finally:
-        _DECODE_ONLY.reset(token)
+        _SERVED.reset(token)
 
 
 @torch.compiler.assume_constant_result
-def decode_only(compiling: bool) -> bool:
-    """Return whether a layer may leave out what only prefill rows need.
+def served_kind(compiling: bool) -> BatchKind:
+    """Return which batches a layer must serve, so that it may leave out what others need.
 
     Args:
         compiling: the layer is being traced; then only a promise counts, as the graph will see
@@ -208,5 +218,5 @@ def decode_only(compiling: bool) -> bool:
     """
     context = optional_context()
     if compiling or context is None or context.metadata is None:
-        return _DECODE_ONLY.get()
-    return context.metadata.uniform_query_len is not None
+        return _SERVED.get()
+    return context.metadata.kind

@@ -12,7 +12,7 @@ from mlalab.checking import Replay
 from mlalab.compile.capture import LabBackend, Mode
 from mlalab.compile.config import PassConfig, resolve
 from mlalab.compile.ranges import CompileRange
-from mlalab.context import BatchMetadata
+from mlalab.context import BatchKind, BatchMetadata, graph_serves
 from mlalab.errors import ConfigError
 from mlalab.kernels import summary
 from mlalab.layers.kinds import Attention
@@ -114,7 +114,9 @@ def record(
     compiled = torch.compile(bench.module, backend=backend, fullgraph=True)
     if dynamic:
         _mark_dynamic(bench)
-    bench.run(compiled, bench.positions, bench.hidden_TD)
+    others: BatchKind = "prefill" if bench.metadata.kind == "prefill" else "general"
+    with graph_serves("decode" if decode_only else others):
+        bench.run(compiled, bench.positions, bench.hidden_TD)
     replayed = backend.first_graph(bench.positions, bench.hidden_TD)
     size = "any number of" if dynamic else str(count)
     return Trace(

@@ -17,6 +17,7 @@ from mlalab.layers.gqa import GQAAttention
 from mlalab.layers.kinds import Attention, attention_of
 from mlalab.layers.loading import load_attention
 from mlalab.layers.mla import MLAAttention
+from mlalab.layers.mla_paths import split_once
 from mlalab.layers.options import LayerOptions
 from mlalab.shapes import PRESETS, AttentionShape, GQAShape, MLAShape, preset
 from mlalab_kernels.numerics import quantize
@@ -35,8 +36,9 @@ class Stack(nn.Module):
 
     def forward(self, positions: Tensor, hidden_TD: Tensor) -> Tensor:
         """Return `[T, D]`."""
+        split = split_once(self.layers, hidden_TD)
         for layer in self.layers:
-            hidden_TD = hidden_TD + layer(positions, hidden_TD)
+            hidden_TD = hidden_TD + layer(positions, hidden_TD, **split)
         return hidden_TD
 
 

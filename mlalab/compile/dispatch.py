@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,13 @@ from mlalab.compile.faces import Face
 from mlalab.compile.ranges import CompileRange
 from mlalab.compile.report import Report, report_of, warn_of_misses, warn_of_useless
 from mlalab.compile.settings import CompileConfig
-from mlalab.context import BatchMetadata, ForwardContext, current_context, forward_context
+from mlalab.context import (
+    BatchKind,
+    BatchMetadata,
+    ForwardContext,
+    current_context,
+    forward_context,
+)
 from mlalab.errors import ConfigError, InputError
 from mlalab.kernels import availability, force
 from mlalab.passes.driver import PassDriver, check_order
@@ -34,17 +40,31 @@ Graph = Callable[[Tensor, Tensor], Any]
 """(positions, hidden_TD) → what the model returns."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
+KINDS: tuple[BatchKind, ...] = get_args(BatchKind)
+
+
+@dataclass(frozen=True, slots=True)
 class GraphKey:
     """What a graph serves: a kind of batch, and a range or (`exact`) one size."""
 
-    decode_only: bool
+    kind: BatchKind
     served: CompileRange
     exact: bool = False
 
+    @property
+    def decode_only(self) -> bool:
+        """Return whether it serves nothing but uniform decode batches."""
+        return self.kind == "decode"
+
+    def __lt__(self, other: GraphKey) -> bool:
+        return self._order < other._order
+
+    @property
+    def _order(self) -> tuple[int, CompileRange, bool]:
+        return KINDS.index(self.kind), self.served, self.exact
+
     def __str__(self) -> str:
-        size = self.served.end if self.exact else self.served
-        return f"{'decode' if self.decode_only else 'general'} {size}"
+        return f"{self.kind} {self.served.end if self.exact else self.served}"
 
 
 class CompiledModel:
@@ -91,8 +111,8 @@ class CompiledModel:
     def reset(self) -> None:
         """Forget every graph; the next call traces and compiles again."""
         self.entries: dict[GraphKey, Entry] = {}
-        self._faces = {kind: Face(self.module, kind) for kind in (False, True)}
-        self._chosen: dict[tuple[bool, int], Graph] = {}
+        self._faces = {kind: Face(self.module, kind) for kind in KINDS}
+        self._chosen: dict[tuple[BatchKind, int], Graph] = {}
 
     def __call__(self, positions: Tensor, hidden_TD: Tensor) -> Any:
         """Run the graph for this batch.
@@ -109,19 +129,25 @@ class CompiledModel:
 
     def graph_for(self, positions: Tensor, hidden_TD: Tensor) -> Graph:
         """Return the graph that serves this batch, compiled now if it is the first of its kind."""
-        decode = self.decodes(current_context().metadata)
-        graph = self._chosen.get((decode, positions.size(0)))
-        return graph or self._choose(decode, positions, hidden_TD)
+        kind = self.kind_of(current_context().metadata)
+        graph = self._chosen.get((kind, positions.size(0)))
+        return graph or self._choose(kind, positions, hidden_TD)
 
-    def decodes(self, metadata: BatchMetadata | None) -> bool:
-        """Return whether this is a uniform decode batch: the predicate of CUDA graphs of decode."""
-        return metadata is not None and metadata.uniform_query_len == self._query_len
+    def kind_of(self, metadata: BatchMetadata | None) -> BatchKind:
+        """Return the kind of a batch; "decode" is the predicate of CUDA graphs of decode.
 
-    def key_for(self, num_tokens: int, *, decode: bool) -> GraphKey:
+        A uniform batch of another query length than the configured one is general, and so is a
+        profile run.
+        """
+        if metadata is None or metadata.uniform_query_len not in (None, self._query_len):
+            return "general"
+        return metadata.kind
+
+    def key_for(self, num_tokens: int, kind: BatchKind) -> GraphKey:
         """Return which graph serves a batch of `num_tokens` rows.
 
         Args:
-            decode: it is a uniform decode batch.
+            kind: what `kind_of` says of the batch.
 
         Raises:
             InputError: more tokens than the last range holds.
@@ -129,7 +155,7 @@ class CompiledModel:
         # What torch emits for a call left functional has a negative size when there are no rows.
         exact = num_tokens == 0 or num_tokens in self.config.compile_sizes
         served = CompileRange(num_tokens, num_tokens) if exact else self._range_of(num_tokens)
-        return GraphKey(decode and self._has_own_decode_graph(served), served, exact)
+        return GraphKey(kind if self._has_own_graph(kind, served) else "general", served, exact)
 
     def _range_of(self, num_tokens: int) -> CompileRange:
         for served in self.ranges:
@@ -145,10 +171,14 @@ class CompiledModel:
         driver = self._driver(key)
         return {p.name: driver.gate(p) for p in self.passes}
 
-    def _has_own_decode_graph(self, served: CompileRange) -> bool:
-        gates = self.gates(GraphKey(True, served))
+    def _has_own_graph(self, kind: BatchKind, served: CompileRange) -> bool:
+        """Return whether the graph for batches of this kind is another than the general one."""
+        if any(layer.kind == "mla" and layer.options.exposed for layer in self.layers):
+            return True
+        gates = self.gates(GraphKey(kind, served))
         in_passes = any(p.decode_only and gates[p.name] == "applied" for p in self.passes)
-        return in_passes or any(layer.options.fusion == "layer" for layer in self.layers)
+        in_layers = any(layer.options.fusion == "layer" for layer in self.layers)
+        return in_passes or (kind == "decode" and in_layers)
 
     def _driver(self, key: GraphKey) -> PassDriver:
         return PassDriver(
@@ -160,19 +190,19 @@ class CompiledModel:
             salt=[(x.layer_name, type(x).__qualname__, x.shape, x.options) for x in self.layers],
         )
 
-    def _choose(self, decode: bool, positions: Tensor, hidden_TD: Tensor) -> Graph:
+    def _choose(self, kind: BatchKind, positions: Tensor, hidden_TD: Tensor) -> Graph:
         """Return the graph for such a batch, compiled now if it is the first."""
         num_tokens = positions.size(0)
-        key = self.key_for(num_tokens, decode=decode)
+        key = self.key_for(num_tokens, kind)
         if key not in self.entries:
             self.entries[key] = self._compile(key, positions, hidden_TD)
             warn_of_misses(str(key), self.entries[key].outcomes, self.passes, self.layers)
-        graph = functools.partial(self._faces[key.decode_only].call, self.entries[key])
-        self._chosen[decode, num_tokens] = graph
+        graph = functools.partial(self._faces[key.kind].call, self.entries[key])
+        self._chosen[kind, num_tokens] = graph
         return graph
 
     def _compile(self, key: GraphKey, positions: Tensor, hidden_TD: Tensor) -> Entry:
-        face = self._faces[key.decode_only]
+        face = self._faces[key.kind]
         gm, inputs = (face.static if key.exact else face.traced)(positions, hidden_TD)
         driver = self._driver(key)
         return compile_entry(gm, inputs, driver, self.config.mode, self.config.cache)
@@ -190,8 +220,8 @@ class CompiledModel:
                     device=layer.options.device,
                 )
                 positions = torch.zeros(num_tokens, dtype=torch.int64, device=hidden.device)
-                for decode in (False, True):
-                    self._choose(decode, positions, hidden)
+                for kind in KINDS:
+                    self._choose(kind, positions, hidden)
 
     def report(self) -> Report:
         """Return, for every graph and pass that was asked for, what matched and what did not."""

@@ -16,7 +16,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from mlalab.compile.entries import Entry
-from mlalab.context import graph_serves_decode_only
+from mlalab.context import BatchKind, graph_serves
 from mlalab.errors import ConfigError
 
 
@@ -25,11 +25,11 @@ class Face:
 
     Args:
         module: called as `module(positions, hidden_TD)`; returns a tensor or a tuple of tensors.
-        decode_only: the graph will serve nothing but uniform decode batches.
+        kind: the graph will serve nothing but batches of this kind.
     """
 
-    def __init__(self, module: nn.Module, decode_only: bool) -> None:
-        self.module, self.decode_only = module, decode_only
+    def __init__(self, module: nn.Module, kind: BatchKind) -> None:
+        self.module, self.kind = module, kind
         self._graph: fx.GraphModule | None = None
         self._fixed: list[Any] = []
         self._places: tuple[list[int], list[int], list[int]] = ([], [], [])
@@ -95,7 +95,7 @@ class Face:
             torch._dynamo.decorators.mark_unbacked(x, 0)
         torch._dynamo.reset()
         try:
-            with graph_serves_decode_only(self.decode_only):
+            with graph_serves(self.kind):
                 torch.compile(self.module, backend=backend, fullgraph=True)(*arguments)
         except _TracedError:
             pass

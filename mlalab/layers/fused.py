@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mlalab.context import decode_only
+from mlalab.context import served_kind
 
 if TYPE_CHECKING:
     from mlalab.layers.gqa import GQAAttention
@@ -31,7 +31,7 @@ def fused_mla_update(
     rope: Any = layer.rotary_emb
     nope = layer.shape.qk_nope_head_dim
     cache_dtype = layer.options.kv_cache_dtype
-    if decode_only(torch.compiler.is_compiling()):
+    if served_kind(torch.compiler.is_compiling()) == "decode":
         q_prepped = torch.ops.mlalab.fused_aiter_qk_rope_kvcache_q_concat_quant_mla(
             *(q_TNH[..., :nope], q_TNH[..., nope:], k_pe_TR, kv_c_TL, positions),
             *(rope.cos_sin_cache, rope.spec.is_neox, cache_dtype, layer.k_scale),

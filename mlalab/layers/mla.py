@@ -74,12 +74,15 @@ class MLAAttention(MLAPaths):
         self.kv_b_proj = nn.Linear(shape.kv_lora_rank, kv_width, bias=False, **factory)
         self.o_proj = nn.Linear(out_width, shape.hidden_size, bias=bias, **factory)
 
-    def forward(self, positions: Tensor, hidden_TD: Tensor) -> Tensor:
+    def forward(
+        self, positions: Tensor, hidden_TD: Tensor, num_decode_tokens: int | None = None
+    ) -> Tensor:
         """Return `[T, D]`; writes the new rows into the cache of the forward context's layer.
 
         Args:
             positions: `[T]` int64.
             hidden_TD: `[T, D]`.
+            num_decode_tokens: what `split_once` returned, where layers share one split.
         """
         shape = self.shape
         q_TNH = self._project_q(hidden_TD).view(-1, shape.num_heads, shape.qk_head_dim)
@@ -90,8 +93,9 @@ class MLAAttention(MLAPaths):
         prepare = fused_mla_update if fused else _update
         q, k_pe, dummy, q_prepped = prepare(self, positions, q_TNH, kv_c_TL, k_pe_TR)
         if self.options.exposed:
-            parts = self.attend(q, kv_c_TL, k_pe, q_prepped, kv_cache_dummy_dep=dummy)
-            return self.o_proj(torch.cat(parts).flatten(1))
+            given = (q, kv_c_TL, k_pe, q_prepped, num_decode_tokens)
+            parts = self.attend(*given, kv_cache_dummy_dep=dummy)
+            return self.o_proj((parts[0] if len(parts) == 1 else torch.cat(parts)).flatten(1))
         output = q_TNH.new_empty((q_TNH.size(0), shape.num_heads * shape.v_head_dim))
         torch.ops.mlalab.unified_mla_attention_with_output(
             *(q, kv_c_TL, k_pe, output, self.layer_name),

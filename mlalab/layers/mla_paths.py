@@ -9,12 +9,15 @@ own, and what lies between them is plain torch that a compiler sees.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from mlalab.cache import PagedLatentCache
-from mlalab.context import BatchMetadata, current_context
+from mlalab.context import BatchMetadata, current_context, served_kind
 from mlalab.errors import ContextError
 from mlalab.kernels import pick
 from mlalab.layers.options import LayerOptions
@@ -86,21 +89,40 @@ class MLAPaths(nn.Module):
         kv_c_TL: Tensor,
         k_pe_T1R: Tensor | None,
         q_prepped_TNC: Tensor | None = None,
+        num_decode_tokens: int | None = None,
         **dependencies: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Return attention of the batch, decode rows `[n, N, V]` and the rest `[T - n, N, V]`.
+    ) -> list[Tensor]:
+        """Return attention of the batch in parts, `[n, N, V]` of decode rows, then of the rest.
+
+        A part that a graph's kind of batch cannot have is left out; see `graph_serves`.
 
         Args:
             q_TNH, k_pe_T1R: may be None when no request is prefilled and `q_prepped_TNC` is given.
             q_prepped_TNC: what `prepare_decode_query` returns for the batch; saves doing it here.
+            num_decode_tokens: what `split_batch` returned for the batch; saves asking again.
             dependencies: `kv_cache_dummy_dep`, where a graph has to order the steps.
         """
-        n = self.split_batch(kv_c_TL)
-        query_TNC = self._decode_query(q_TNH, q_prepped_TNC, n)
-        latent_TNL = self.attend_decode(query_TNC, **dependencies)
-        decoded_NTV = torch.bmm(latent_TNL.transpose(0, 1), self.w_uv_NVL.transpose(1, 2))
+        # Called eagerly, a layer splits any batch by its metadata: only a promise counts.
+        kind = served_kind(True) if self.options.exposed else "general"
+        if kind == "prefill":
+            return [self.attend_prefill(q_TNH, kv_c_TL, k_pe_T1R, **dependencies)]
+        if kind == "decode":
+            return [self._attend_decode(q_TNH, q_prepped_TNC, kv_c_TL.size(0), **dependencies)]
+        n = self.split_batch(kv_c_TL) if num_decode_tokens is None else num_decode_tokens
         rest = (None if x is None else x[n:] for x in (q_TNH, kv_c_TL, k_pe_T1R))
-        return decoded_NTV.transpose(0, 1), self.attend_prefill(*rest, **dependencies)
+        return [
+            self._attend_decode(q_TNH, q_prepped_TNC, n, **dependencies),
+            self.attend_prefill(*rest, **dependencies),
+        ]
+
+    def _attend_decode(
+        self, q_TNH: Tensor | None, q_prepped_TNC: Tensor | None, rows: int, **dependencies: Tensor
+    ) -> Tensor:
+        """Return attention of the first `rows`, from query to value."""
+        query_TNC = self._decode_query(q_TNH, q_prepped_TNC, rows)
+        latent_TNL = self.attend_decode(query_TNC, **dependencies)
+        out_NTV = torch.bmm(latent_TNL.transpose(0, 1), self.w_uv_NVL.transpose(1, 2))
+        return out_NTV.transpose(0, 1)
 
     def _decode_query(
         self, q_TNH: Tensor | None, q_prepped_TNC: Tensor | None, rows: int
@@ -176,3 +198,16 @@ class MLAPaths(nn.Module):
             *(q_TNH, torch.cat((context_c, kv_c_TL)), torch.cat((context_pe, k_pe_TR))),
             *(self._w_kv_b, self.softmax_scale),
         )
+
+
+def split_once(layers: Sequence[Any] | nn.ModuleList, hidden_TD: Tensor) -> dict[str, int]:
+    """Return the keyword by which the layers of a model share one split of the batch.
+
+    It is empty where a layer hides its split, or a graph serves a kind of batch that needs none.
+    """
+    exposed = [x for x in layers if isinstance(x, MLAPaths) and x.options.exposed]
+    if not exposed or len(exposed) < len(layers):
+        return {}
+    if served_kind(True) != "general":
+        return {}
+    return {"num_decode_tokens": exposed[0].split_batch(hidden_TD)}

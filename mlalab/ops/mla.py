@@ -95,10 +95,10 @@ def unified_mla_attention_with_output(
         output.zero_()
         return
     check_query(q, k_pe, q_prepped is None, layer_name)
-    decoded, prefilled = context.layer(layer_name).attend(q, kv_c, k_pe, q_prepped)
-    split = decoded.size(0)
-    output[:split].copy_(decoded.flatten(1))
-    output[split:].copy_(prefilled.flatten(1))
+    start = 0
+    for part in context.layer(layer_name).attend(q, kv_c, k_pe, q_prepped):
+        output[start : start + part.size(0)].copy_(part.flatten(1))
+        start += part.size(0)
 
 
 def unified_mla_attention_with_output_fake(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -18,12 +19,13 @@ from mlalab.compile.config import PassConfig
 from mlalab.compile.dispatch import CompiledModel, GraphKey
 from mlalab.compile.ranges import decode_bound
 from mlalab.compile.settings import CompileConfig
+from mlalab.context import BatchKind
 from mlalab.layers.options import LayerOptions
 from mlalab.sweeps.cudagraph_sizes import capture_sizes
 from mlalab.sweeps.spec import Point, ServedRange, SweepResult, SweepSpec
 from mlalab.workbench import build
 
-_BATCHES = {"uniform decode": True, "any other": False}
+_BATCHES: Mapping[str, BatchKind] = {"uniform decode": "decode", "any other": "general"}
 
 
 def run(spec: SweepSpec, record: Record) -> SweepResult:
@@ -62,10 +64,10 @@ def served_ranges(config: CompileConfig) -> tuple[ServedRange, ...]:
     model = CompiledModel(_module(), config)
     asked = [p.name for p in model.passes if p.serves == "mla" and model.decided.enabled(p.flags)]
     rows = []
-    for batch, decode in _BATCHES.items():
+    for batch, kind in _BATCHES.items():
         for served in model.ranges:
-            gates = model.gates(GraphKey(decode, served))
-            graph = str(model.key_for(served.end, decode=decode))
+            gates = model.gates(GraphKey(kind, served))
+            graph = str(model.key_for(served.end, kind))
             passes = {name: gates[name] for name in asked}
             rows.append(ServedRange(batch, served.start, served.end, graph, passes))
     return tuple(rows)

@@ -215,11 +215,11 @@ def test_a_model_without_layers_is_refused():
 
 def test_gates_say_beforehand_what_runs():
     fused = compiled(model("tiny"))
-    decode_key, general_key = (fused.key_for(8, decode=kind) for kind in (True, False))
+    decode_key, general_key = (fused.key_for(8, kind) for kind in ("decode", "general"))
     name = "MLADecodeQPrepLiftPass"
     assert fused.gates(decode_key)[name] == "applied"
     assert fused.gates(general_key)[name] == "not decode only"
-    beyond = dispatch.GraphKey(True, fused.key_for(9, decode=True).served)
+    beyond = dispatch.GraphKey("decode", fused.key_for(9, "decode").served)
     assert fused.gates(beyond)[name] == "out of range"
     assert set(fused.gates(beyond)) == {p.name for p in fused.passes}
     assert fused.entries == {}
