@@ -1,4 +1,4 @@
-"""Calls of the MLA attention op, functionalised or plain, and changing what they are given."""
+"""Calls of the MLA attention ops, functionalised or plain, and changing what they are given."""
 
 from __future__ import annotations
 
@@ -12,15 +12,33 @@ import mlalab.ops  # noqa: F401  registers torch.ops.mlalab before its ops are n
 from mlalab.graphs import bound_arguments, overload_of, wrapped_op
 
 _ATTENTION = torch.ops.mlalab.unified_mla_attention_with_output.default
+_DECODE = torch.ops.mlalab.mla_attention_decode.default
+PREPARED = {_ATTENTION: "q_prepped", _DECODE: "q"}
+"""Attention op → the argument by which it takes a prepared decode query."""
+
+
+def op_of(node: fx.Node) -> Any:
+    """Return the op that `node` calls, functionalised or not; None for another kind of node."""
+    return (wrapped_op(node) or overload_of(node)) if node.op == "call_function" else None
 
 
 def is_attention(node: fx.Node) -> bool:
-    """Return whether `node` calls the MLA attention op."""
-    return node.op == "call_function" and (wrapped_op(node) or overload_of(node)) is _ATTENTION
+    """Return whether `node` calls an MLA attention op that takes prepared queries."""
+    return op_of(node) in PREPARED
 
 
 def attentions(graph: fx.Graph) -> Iterator[tuple[fx.Node, dict[str, Any]]]:
-    """Yield each attention call with its arguments by name."""
+    """Yield each call of the opaque attention op with its arguments by name."""
+    return ((node, given) for node, given in all_attentions(graph) if op_of(node) is _ATTENTION)
+
+
+def decode_attentions(graph: fx.Graph) -> Iterator[tuple[fx.Node, dict[str, Any]]]:
+    """Yield each call of an exposed layer's decode attention with its arguments by name."""
+    return ((node, given) for node, given in all_attentions(graph) if op_of(node) is _DECODE)
+
+
+def all_attentions(graph: fx.Graph) -> Iterator[tuple[fx.Node, dict[str, Any]]]:
+    """Yield both."""
     for node in graph.nodes:
         if is_attention(node):
             yield node, bound_arguments(node)
@@ -28,7 +46,7 @@ def attentions(graph: fx.Graph) -> Iterator[tuple[fx.Node, dict[str, Any]]]:
 
 def change_arguments(node: fx.Node, **changes: Any) -> None:
     """Give an attention call other arguments, by name."""
-    names = [argument.name for argument in _ATTENTION._schema.arguments]
+    names = [argument.name for argument in op_of(node)._schema.arguments]
     positional = () if wrapped_op(node) is not None else names[: len(node.args)]
     for name, value in changes.items():
         if name in positional:

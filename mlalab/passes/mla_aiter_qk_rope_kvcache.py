@@ -33,7 +33,7 @@ from mlalab.graphs import (
     wrapped_op,
     written_nodes,
 )
-from mlalab.passes.attention import attentions, change_arguments
+from mlalab.passes.attention import PREPARED, all_attentions, change_arguments, op_of
 from mlalab.passes.columns import Piece
 from mlalab.passes.fusion import GraphFusion, PassResult
 from mlalab.passes.mla_aiter_checks import ROPE, RefusedError, check_results, find, still_read
@@ -98,8 +98,10 @@ class Plan:
         """Let every reader of what was there read the new results, and drop what nobody reads."""
         query, unread = results[0], [*self.preps]
         for node, arguments in self.readers:
-            unread += [x for name in ("q", "k_pe") if isinstance(x := arguments[name], fx.Node)]
-            change_arguments(node, q=None, k_pe=None)
+            # An exposed layer's attention takes nothing else of the query and the key.
+            unrotated = [x for x in ("q", "k_pe") if x in arguments and x != PREPARED[op_of(node)]]
+            unread += [x for name in unrotated if isinstance(x := arguments[name], fx.Node)]
+            change_arguments(node, **dict.fromkeys(unrotated))
         for prep in self.preps:
             prep.replace_all_uses_with(query)
         for item in list(self.rope.users):
@@ -139,8 +141,8 @@ class Fuser:
         self.ropes = [n for n in graph.nodes if wrapped_op(n) is ROPE]
         self.writes = [node for node in graph.nodes if written_nodes(node)]
         self.attentions: dict[fx.Node, list[fx.Node]] = defaultdict(list)
-        for node, arguments in attentions(graph):
-            self.attentions[arguments.get("q_prepped")].append(node)
+        for node, arguments in all_attentions(graph):
+            self.attentions[arguments.get(PREPARED[op_of(node)])].append(node)
 
     def run(self) -> PassResult:
         """Fuse what can be; every preparation and every rotation is accounted for."""

@@ -4,7 +4,8 @@ Before:  q ───────────────────────
 After:   q ─► mla_decode_q_prep(q, layer) ─┐
          q ────────────────────────────────┴─► attention(q, …, q_prepped=…)
 
-Alone it saves nothing: it lets the next fusion see what each layer computes inside.
+An exposed layer prepares the query in plain torch; there, that becomes the same node. Alone it
+saves nothing: it lets the next fusion see what each layer computes inside.
 """
 
 from __future__ import annotations
@@ -13,9 +14,19 @@ import torch
 from torch import Tensor, fx
 
 from mlalab.errors import MlalabError
-from mlalab.graphs import fake_mode_of, inherit_origin, layer_of, value_of
-from mlalab.passes.attention import attentions, change_arguments
+from mlalab.graphs import (
+    aten,
+    erase_dead,
+    fake_mode_of,
+    inherit_origin,
+    is_call,
+    layer_of,
+    value_of,
+)
+from mlalab.passes.attention import attentions, change_arguments, decode_attentions
 from mlalab.passes.fusion import GraphFusion, PassResult
+from mlalab.passes.plain_q_prep import PlainPreparations
+from mlalab.recorder import watch
 from mlalab.records import MatchRecord, Refusal
 
 _PREP = torch.ops.mlalab.mla_decode_q_prep
@@ -45,6 +56,37 @@ def lift(graph: fx.Graph) -> PassResult:
                 created=(prep.name,),
             )
         )
+    plain = _name_plain_preparations(graph)
+    return PassResult((*matches, *plain.matches), (*refusals, *plain.refusals))
+
+
+def _name_plain_preparations(graph: fx.Graph) -> PassResult:
+    """Turn what exposed layers compute in plain torch into preparations, in place."""
+    matches, refusals, plain = [], [], PlainPreparations()
+    for node, arguments in list(decode_attentions(graph)):
+        layer, query = layer_of(node), arguments["q"]
+        if is_call(query, _PREP.default):
+            continue
+        parts = plain.parts_of(query, layer)
+        if isinstance(parts, str):
+            refusals.append(Refusal(node=node.name, layer=layer, reason=parts))
+            continue
+        with watch(graph.owning_module, rewiring=False) as events:
+            with graph.inserting_before(node), fake_mode_of(value_of(query)):
+                q = graph.call_function(aten.cat.default, (list(parts), -1))
+                q.meta["val"] = torch.cat([value_of(x) for x in parts], -1)
+                prep = graph.call_function(_PREP.default, (q, layer))
+                prep.meta["val"] = _PREP.default(q.meta["val"], layer)
+            inherit_origin([q, prep], source=query)
+            change_arguments(node, q=prep)
+            erase_dead(query)
+        record = MatchRecord(
+            layer=layer or "",
+            variant="plain",
+            matched=events.gone,
+            created=events.survivors,
+        )
+        matches.append(record)
     return PassResult(tuple(matches), tuple(refusals))
 
 

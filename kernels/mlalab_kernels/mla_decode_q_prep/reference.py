@@ -22,5 +22,16 @@ def mla_decode_q_prep(
     """
     nope = w_uk_NPL.size(1)
     q_nope, q_pe = q_TNH.split([nope, q_TNH.size(-1) - nope], dim=-1)
-    q_TNC = torch.cat((absorb(q_nope, w_uk_NPL), q_pe), dim=-1)
+    return mla_decode_q_prep_of_parts(q_nope, q_pe, w_uk_NPL, q_scale, out_dtype)
+
+
+def mla_decode_q_prep_of_parts(
+    q_nope_TNP: Tensor,
+    q_pe_TNR: Tensor,
+    w_uk_NPL: Tensor,
+    q_scale: Tensor,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """Do the same with `[q_nope | q_pe]` in two tensors."""
+    q_TNC = torch.cat((absorb(q_nope_TNP, w_uk_NPL), q_pe_TNR), dim=-1)
     return quantize(q_TNC, q_scale, out_dtype)
