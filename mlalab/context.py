@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mlalab.cache import PagedCache, slots_of
 from mlalab.errors import ContextError, InputError
+from mlalab_kernels.mla_decode_attention.lengths import DeviceLengths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,8 @@ class BatchMetadata:
         context_lens: tokens of each request that are in the cache already.
         num_decodes: how many of the first requests take the decode path.
         block_table: `[requests, max_blocks]` int, the cache blocks of each request.
+        decode_lengths: the decode requests' lengths on the device, where they are there already;
+            otherwise they are copied when attention first needs them.
 
     `uniform_query_len` is the new tokens of every request when all of them decode and have equally
     many; otherwise, and without any request, None.
@@ -38,6 +41,7 @@ class BatchMetadata:
     context_lens: tuple[int, ...]
     num_decodes: int
     block_table: Tensor
+    decode_lengths: DeviceLengths | None = None
     uniform_query_len: int | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,6 +71,15 @@ class BatchMetadata:
     def seq_lens(self) -> tuple[int, ...]:
         """Total tokens of each request, the new ones included."""
         return tuple(c + q for c, q in zip(self.context_lens, self.query_lens, strict=True))
+
+    def decode_lengths_on(self, device: torch.device) -> DeviceLengths:
+        """Return the decode requests' lengths on the device; copied once for all layers."""
+        if self.decode_lengths is None:
+            decodes = slice(self.num_decodes)
+            lists = (self.query_lens[decodes], self.seq_lens[decodes])
+            object.__setattr__(self, "decode_lengths", DeviceLengths.of(*lists, device))
+        assert self.decode_lengths is not None
+        return self.decode_lengths
 
     @property
     def num_tokens(self) -> int:

@@ -159,6 +159,7 @@ class MLAPaths(nn.Module):
             *(metadata.seq_lens[requests], self.softmax_scale, self.shape.kv_lora_rank),
             *(self.q_scale, self.k_scale),
             need_lse=False,
+            lengths=metadata.decode_lengths_on(q_TNC.device),
         )
         latent_TNL = latent_TNL.to(dtype).contiguous()
         return latent_TNL if used == rows else pad(latent_TNL, (0, 0, 0, 0, 0, rows - used))

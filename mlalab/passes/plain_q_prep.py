@@ -69,8 +69,10 @@ class PlainPreparations:
                 w_uk = query.new_empty((shape.num_heads, *sizes), dtype=dtype)
                 q_scale = query.new_empty((), dtype=torch.float32)
 
-                def prepare(*tensors: Tensor) -> Tensor:
-                    return mla_decode_q_prep_of_parts(*tensors, layer._query_dtype)
+                def prepare(*given: Tensor) -> Tensor:
+                    nope, pe, weight, scale = given
+                    dtype = layer._query_dtype
+                    return mla_decode_q_prep_of_parts(nope, pe, weight, scale, dtype)
 
                 gm = tracing.trace(prepare, [*parts, w_uk, q_scale], ())
             # An unquantised query has no scale in its graph.
@@ -81,5 +83,5 @@ class PlainPreparations:
 def _is_input(node: fx.Node | None) -> bool:
     """Return whether `node` is a graph input or a view of one; None, not needed, counts."""
     while node is not None and is_view(node):
-        node = node.args[0]  # type: ignore[assignment]
+        node = node.all_input_nodes[0]
     return node is None or node.op == "placeholder"

@@ -16,12 +16,12 @@ from torch import nn
 from mlalab.bench.cells import BYTES
 from mlalab.bench.records import Record
 from mlalab.compile.config import PassConfig
+from mlalab.compile.cudagraph_sizes import capture_sizes
 from mlalab.compile.dispatch import CompiledModel, GraphKey
 from mlalab.compile.ranges import decode_bound
 from mlalab.compile.settings import CompileConfig
 from mlalab.context import BatchKind
 from mlalab.layers.options import LayerOptions
-from mlalab.sweeps.cudagraph_sizes import capture_sizes
 from mlalab.sweeps.spec import Point, ServedRange, SweepResult, SweepSpec
 from mlalab.workbench import build
 

@@ -1,4 +1,4 @@
-"""An exposed layer compiled: one graph for every split of a kind, the same bits, and what a trace shows."""
+"""An exposed layer compiled: a graph for each kind of batch, the same bits, what a trace shows."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import torch
 from mlalab import kernels
 from mlalab.env import Availability
 from mlalab_kernels.mla_decode_attention import aiter_call, flashinfer_call
+from mlalab_kernels.mla_decode_attention.lengths import DeviceLengths
 from mlalab_kernels.mla_decode_attention.library_lists import check_call
 from mlalab_kernels.refusal import RefusedError
 from tests.kernels.attention_libraries import (
@@ -166,6 +167,14 @@ def test_while_a_graph_is_captured_both_refuse(monkeypatch):
     q = types.SimpleNamespace(is_cuda=True)
     with pytest.raises(RefusedError, match="a CUDA graph cannot hold"):
         check_call("FlashInfer", q, Case().cache, [1], [1], L)
+
+
+def test_before_a_graph_is_captured_both_refuse_too():
+    """What is warmed up must be what is captured."""
+    lengths = DeviceLengths.of([1], [1], torch.device("cpu"))
+    check_call("AITER", torch.empty(1, 16, L + 64), Case().cache, [1], [1], L, lengths)
+    with pytest.raises(RefusedError, match="a CUDA graph cannot hold"):
+        check_call("AITER", Case().q, Case().cache, [1], [1], L, lengths._replace(changing=True))
 
 
 @pytest.mark.parametrize("module", [aiter_call, flashinfer_call])

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlalab_kernels.mla_decode_attention.lengths import DeviceLengths
 from mlalab_kernels.mla_decode_attention.library_lists import (
     check_call,
     padded,
@@ -37,6 +38,7 @@ def mla_decode_attention(
     q_scale: Tensor,
     k_scale: Tensor,
     need_lse: bool = True,
+    lengths: DeviceLengths | None = None,
 ) -> tuple[Tensor, None]:
     """Attend as the reference does, without a log-sum-exp; rounds the result to bf16 on the way.
 
@@ -46,7 +48,7 @@ def mla_decode_attention(
         RefusedError: AITER has no kernel for these arguments, `need_lse` among them.
         RuntimeError: AITER is missing or not AMD's.
     """
-    check_call("AITER", q_TNC, kv_cache_BKC, query_lens, seq_lens, kv_lora_rank)
+    check_call("AITER", q_TNC, kv_cache_BKC, query_lens, seq_lens, kv_lora_rank, lengths)
     _check(q_TNC, kv_cache_BKC, query_lens, need_lse)
     kernel, device, tokens = _kernel(), q_TNC.device, sum(query_lens)
     request, place = request_and_place(seq_lens, device)

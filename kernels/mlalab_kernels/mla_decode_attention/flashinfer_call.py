@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mlalab_kernels.launch import arch_of
+from mlalab_kernels.mla_decode_attention.lengths import DeviceLengths
 from mlalab_kernels.mla_decode_attention.library_lists import (
     check_call,
     padded,
@@ -42,6 +43,7 @@ def mla_decode_attention(
     q_scale: Tensor,
     k_scale: Tensor,
     need_lse: bool = True,
+    lengths: DeviceLengths | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend as the reference does; rounds the result to the query's type on the way.
 
@@ -51,7 +53,7 @@ def mla_decode_attention(
         RefusedError: FlashInfer has no kernel for these arguments.
     """
     backend = _backend(q_TNC, kv_cache_BKC)
-    check_call("FlashInfer", q_TNC, kv_cache_BKC, query_lens, seq_lens, kv_lora_rank)
+    check_call("FlashInfer", q_TNC, kv_cache_BKC, query_lens, seq_lens, kv_lora_rank, lengths)
     stream = torch.cuda.current_stream(q_TNC.device) if q_TNC.is_cuda else None
     wrapper, copied = _wrapper(q_TNC.device, backend, stream)
     if copied is not None:

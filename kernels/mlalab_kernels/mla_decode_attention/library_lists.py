@@ -8,6 +8,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from mlalab_kernels.mla_decode_attention.lengths import DeviceLengths
 from mlalab_kernels.refusal import RefusedError
 
 
@@ -31,20 +32,22 @@ def check_call(
     query_lens: Sequence[int],
     seq_lens: Sequence[int],
     kv_lora_rank: int,
+    lengths: DeviceLengths | None = None,
 ) -> None:
     """Refuse what no library serves.
 
     Raises:
-        RefusedError: a CUDA graph is being captured, a request without rows, or other widths than
+        RefusedError: the call is for a CUDA graph, a request without rows, or other widths than
             512 + 64.
     """
-    if q_TNC.is_cuda and torch.cuda.is_current_stream_capturing():
+    capturing = q_TNC.is_cuda and torch.cuda.is_current_stream_capturing()
+    if capturing or (lengths is not None and lengths.changing):
         raise RefusedError(
             f"{library}'s lists are copied from the host, which a CUDA graph cannot hold; "
             f"use the Triton kernel while capturing."
         )
-    lengths = zip(query_lens, seq_lens, strict=True)
-    if not query_lens or any(not 1 <= new <= whole for new, whole in lengths):
+    both = zip(query_lens, seq_lens, strict=True)
+    if not query_lens or any(not 1 <= new <= whole for new, whole in both):
         raise RefusedError(
             f"{library} attends from at least one new token of each request, its own row cached; "
             f"got query_lens {list(query_lens)}, seq_lens {list(seq_lens)}."

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mlalab_kernels.mla_decode_attention.lengths import DeviceLengths
 from mlalab_kernels.numerics import dequantize
 
 
@@ -28,6 +29,7 @@ def mla_decode_attention(
     q_scale: Tensor,
     k_scale: Tensor,
     need_lse: bool = True,
+    lengths: DeviceLengths | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attend from each request's last `query_len` tokens to its whole cached sequence, causally.
 
@@ -37,11 +39,14 @@ def mla_decode_attention(
         block_table: `[requests, max_blocks]` int.
         query_lens, seq_lens: new tokens and total tokens of each request.
         need_lse: without it a library may serve that returns None in place of `lse_TN`.
+        lengths: both lists on the device, where the caller has them; these count.
 
     Returns:
         `out_TNL` fp32, the attended latent (still to be multiplied by W_UV), and `lse_TN` fp32,
         the natural log-sum-exp of the scaled scores.
     """
+    if lengths is not None:
+        query_lens, seq_lens = lengths.query_start_locs.diff().tolist(), lengths.seq_lens.tolist()
     num_tokens, num_heads, _ = q_TNC.shape
     out_TNL = q_TNC.new_empty((num_tokens, num_heads, kv_lora_rank), dtype=torch.float32)
     lse_TN = q_TNC.new_empty((num_tokens, num_heads), dtype=torch.float32)

@@ -6,7 +6,6 @@ Nothing is read back from the device, so a CUDA graph may hold both launches.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 import triton
@@ -22,6 +21,7 @@ from mlalab_kernels.mla_decode_attention.launch_config import (
     processors_of,
     splits_for,
 )
+from mlalab_kernels.mla_decode_attention.lengths import DeviceLengths
 from mlalab_kernels.mla_decode_attention.triton_programs import (
     LOG2_E,
     attend_span,
@@ -126,15 +126,15 @@ def mla_decode_attention(
     q_scale: Tensor,
     k_scale: Tensor,
     need_lse: bool = True,
+    lengths: DeviceLengths | None = None,
     config: Config | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attend as the reference does; see there. Copies the lengths to the device on every call.
+    """Attend as the reference does; see there. Without `lengths` it copies the lists to the device.
 
     Rows of `q_TNC` beyond the last request get 0 and a log-sum-exp of -inf, as do tokens of a
     request without cached rows.
     """
-    starts = torch.tensor([0, *accumulate(query_lens)], dtype=torch.int32, device=q_TNC.device)
-    lens = torch.tensor(list(seq_lens), dtype=torch.int32, device=q_TNC.device)
+    starts, lens, _ = lengths or DeviceLengths.of(query_lens, seq_lens, q_TNC.device)
     return mla_decode_attention_of_batch(
         q_TNC,
         kv_cache_BKC,

@@ -10,7 +10,7 @@ Read in vLLM's source, stated here in other words (`VllmConfig._set_cudagraph_si
 * each size gets a mixed graph; those from one request to the decode bound get a uniform decode
   graph as well. A batch is padded to the next size of its class.
 
-What captures and replays graphs is not here.
+What captures and replays graphs is in `cudagraph.py`.
 """
 
 from __future__ import annotations

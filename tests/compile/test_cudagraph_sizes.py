@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlalab.sweeps.cudagraph_sizes import capture_sizes
+from mlalab.compile.cudagraph_sizes import capture_sizes
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,34 @@
+"""The lengths of a batch's requests where a kernel reads them: on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class DeviceLengths(NamedTuple):
+    """Lengths of the requests that decode attention serves.
+
+    Args:
+        query_start_locs: `[requests + 1]` int32, first token of each request, then their count.
+        seq_lens: `[requests]` int32, total tokens of each; 0 for one that only fills a batch.
+        changing: a CUDA graph will replay the call with other lengths in these tensors. What
+            the host is told then is the most that they may be.
+    """
+
+    query_start_locs: Tensor
+    seq_lens: Tensor
+    changing: bool = False
+
+    @classmethod
+    def of(
+        cls, query_lens: Sequence[int], seq_lens: Sequence[int], device: torch.device
+    ) -> DeviceLengths:
+        """Copy the lengths to `device`, in one go."""
+        starts = [0, *accumulate(query_lens)]
+        both = torch.tensor([*starts, *seq_lens], dtype=torch.int32).to(device)
+        return cls(both[: len(starts)], both[len(starts) :])
