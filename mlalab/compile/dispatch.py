@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from mlalab.compile.captured import Replays
+from mlalab.compile.cudagraph_modes import STYLES
 from mlalab.compile.entries import Entry, compile_entry
 from mlalab.compile.faces import Face
+from mlalab.compile.pieces import compile_pieces
 from mlalab.compile.ranges import CompileRange
 from mlalab.compile.report import Report, report_of, warn_of_misses, warn_of_useless
 from mlalab.compile.settings import CompileConfig
@@ -113,6 +116,7 @@ class CompiledModel:
         self.entries: dict[GraphKey, Entry] = {}
         self._faces = {kind: Face(self.module, kind) for kind in KINDS}
         self._chosen: dict[tuple[BatchKind, int], Graph] = {}
+        self.replays = Replays()
 
     def __call__(self, positions: Tensor, hidden_TD: Tensor) -> Any:
         """Run the graph for this batch.
@@ -121,15 +125,15 @@ class CompiledModel:
             InputError: more tokens than the last range holds.
             ContextError: no forward context is open.
         """
-        graph = self.graph_for(positions, hidden_TD)
-        if not self._forces:
-            return graph(positions, hidden_TD)
-        with force(self.config.provider):
-            return graph(positions, hidden_TD)
-
-    def graph_for(self, positions: Tensor, hidden_TD: Tensor) -> Graph:
-        """Return the graph that serves this batch, compiled now if it is the first of its kind."""
         kind = self.kind_of(current_context().metadata)
+        return self.graph_for(kind, positions, hidden_TD)(positions, hidden_TD)
+
+    def graph_for(self, kind: BatchKind, positions: Tensor, hidden_TD: Tensor) -> Graph:
+        """Return the graph that serves such a batch, compiled now if it is the first of its kind.
+
+        Args:
+            kind: what `kind_of` says of the batch.
+        """
         graph = self._chosen.get((kind, positions.size(0)))
         return graph or self._choose(kind, positions, hidden_TD)
 
@@ -197,15 +201,24 @@ class CompiledModel:
         if key not in self.entries:
             self.entries[key] = self._compile(key, positions, hidden_TD)
             warn_of_misses(str(key), self.entries[key].outcomes, self.passes, self.layers)
-        graph = functools.partial(self._faces[key.kind].call, self.entries[key])
+        graph: Graph = functools.partial(self._faces[key.kind].call, self.entries[key])
+        if self._forces:
+            graph = force(self.config.provider)(graph)
         self._chosen[kind, num_tokens] = graph
         return graph
 
     def _compile(self, key: GraphKey, positions: Tensor, hidden_TD: Tensor) -> Entry:
         face = self._faces[key.kind]
         gm, inputs = (face.static if key.exact else face.traced)(positions, hidden_TD)
-        driver = self._driver(key)
-        return compile_entry(gm, inputs, driver, self.config.mode, self.config.cache)
+
+        def compiled(gm: fx.GraphModule, inputs: Sequence[Any]) -> Entry:
+            config = self.config
+            return compile_entry(gm, inputs, self._driver(key), config.mode, config.cache)
+
+        style = STYLES[self.config.cudagraph_mode].get(key.kind)
+        if style != "PIECEWISE" or not key.served.end:
+            return compiled(gm, inputs)
+        return compile_pieces(gm, inputs, face.activations, compiled, self.replays)
 
     def warm_up(self) -> None:
         """Compile every graph now, in profile runs: no cache is written."""

@@ -18,10 +18,11 @@ from torch import Tensor, fx
 
 from mlalab.compile import inductor
 from mlalab.compile.capture import Mode
+from mlalab.compile.captured import Piece
 from mlalab.errors import TraceError
 from mlalab.passes.driver import PassDriver, PassOutcome
 from mlalab.passes.fingerprint import fingerprint
-from mlalab.records import MatchRecord, Refusal
+from mlalab.records import MatchRecord, Refusal, StepStatus
 from mlalab.trace_files import tuples, write_whole
 
 
@@ -33,7 +34,16 @@ class Entry:
     outcomes: tuple[PassOutcome, ...]
     cached: bool = False
     """Whether the code came from the compile cache."""
+    partitions: int = 1
+    """Pieces that the graph was cut into for CUDA graphs."""
+    pieces: tuple[Piece, ...] = ()
+    """Those of them that may be captured."""
 
+
+_BEST: Sequence[StepStatus] = (
+    *("applied", "refused", "no match", "out of range", "not decode only", "disabled"),
+)
+"""What is said of a pass that fared differently in the pieces of a graph: the first of these."""
 
 _INNER: Mapping[Mode, Callable[..., Any]] = {
     "display": inductor.interpret,
@@ -67,6 +77,29 @@ def compile_entry(
     if outcomes is not None:
         return Entry(call, outcomes, cached=True)
     return Entry(compiled(cache=False), driver.outcomes or ())
+
+
+def merged(
+    call: Callable[..., Any], entries: Sequence[Entry], partitions: int, pieces: tuple[Piece, ...]
+) -> Entry:
+    """Return one entry for a graph that was compiled piece by piece.
+
+    A pass counts as applied where it was in any piece; its matches are those of all.
+    """
+    passes = []
+    for outcomes in zip(*(entry.outcomes for entry in entries), strict=True):
+        status = min((x.status for x in outcomes), key=_BEST.index)
+        passes.append(
+            dataclasses.replace(
+                outcomes[0],
+                status=status,
+                matches=tuple(match for x in outcomes for match in x.matches),
+                refusals=tuple(refusal for x in outcomes for refusal in x.refusals),
+                seconds=sum(x.seconds for x in outcomes),
+            )
+        )
+    cached = all(entry.cached for entry in entries)
+    return Entry(call, tuple(passes), cached, partitions, pieces)
 
 
 def _key(gm: fx.GraphModule, inputs: Sequence[Any], driver: PassDriver) -> str:

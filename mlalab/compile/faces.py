@@ -73,6 +73,11 @@ class Face:
             for x in self.flat(positions, hidden_TD)
         ]
 
+    @property
+    def activations(self) -> list[int]:
+        """Which inputs of the graph change from batch to batch; it was traced before."""
+        return sorted(place for places in self._places for place in places)
+
     def call(self, entry: Entry, positions: Tensor, hidden_TD: Tensor) -> Any:
         """Run a graph compiled from this trace."""
         return self._unpack(entry.call(*self.flat(positions, hidden_TD)))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import get_args
 
 from mlalab.compile.capture import Mode
 from mlalab.compile.config import Facts, PassConfig, resolve
+from mlalab.compile.cudagraph_modes import CudaGraphMode
+from mlalab.compile.cudagraph_sizes import capture_sizes
 from mlalab.compile.ranges import CompileRange, decode_bound, ranges_up_to
 from mlalab.errors import ConfigError
 from mlalab.kernels import Provider
@@ -29,6 +32,9 @@ class CompileConfig:
         compile_ranges_endpoints: where else to cut the ranges.
         verify: check each graph after every pass.
         cache: let torch's compile cache serve graphs compiled earlier, by this process or another.
+        cudagraph_mode: which batches `CudaGraphs` captures, and how; see there.
+        cudagraph_capture_sizes: token counts to capture; by default those of vLLM's rule.
+        max_model_len: most tokens of a request, which the block tables of graphs are made for.
     """
 
     level: str = "O2"
@@ -42,19 +48,40 @@ class CompileConfig:
     compile_ranges_endpoints: tuple[int, ...] = ()
     verify: bool = False
     cache: bool = True
+    cudagraph_mode: CudaGraphMode = "NONE"
+    cudagraph_capture_sizes: tuple[int, ...] | None = None
+    max_model_len: int = 8192
 
     def __post_init__(self) -> None:
+        if self.cudagraph_mode not in get_args(CudaGraphMode):
+            raise ConfigError(
+                f"cudagraph_mode must be one of {', '.join(get_args(CudaGraphMode))}, "
+                f"got {self.cudagraph_mode!r}."
+            )
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ConfigError(f"{name} must be an integer of at least {least}, got {value!r}.")
         for name, least in _LEAST_OF_EACH.items():
-            for value in getattr(self, name):
+            for value in getattr(self, name) or ():
                 if type(value) is not int or not least <= value <= self.max_num_batched_tokens:
                     raise ConfigError(
                         f"{name} must hold integers from {least} to max_num_batched_tokens="
                         f"{self.max_num_batched_tokens}, got {value!r}."
                     )
+
+    @property
+    def capture_sizes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Token counts of captured uniform decode batches, and of all others, ascending."""
+        decode, others = capture_sizes(
+            self.max_num_seqs, self.num_speculative_tokens, self.max_num_batched_tokens
+        )
+        if self.cudagraph_capture_sizes is not None:
+            others = tuple(sorted({*self.cudagraph_capture_sizes}))
+            bound = decode_bound(self.max_num_seqs, self.num_speculative_tokens)
+            whole = (x for x in others if x % self.decode_query_len == 0)
+            decode = tuple(size for size in whole if size <= bound)
+        return decode, others
 
     @property
     def decode_query_len(self) -> int:
@@ -84,5 +111,10 @@ _LEAST: Mapping[str, int] = {
     "max_num_batched_tokens": 1,
     "max_num_seqs": 1,
     "num_speculative_tokens": 0,
+    "max_model_len": 1,
 }
-_LEAST_OF_EACH: Mapping[str, int] = {"compile_sizes": 0, "compile_ranges_endpoints": 1}
+_LEAST_OF_EACH: Mapping[str, int] = {
+    "compile_sizes": 0,
+    "compile_ranges_endpoints": 1,
+    "cudagraph_capture_sizes": 1,
+}

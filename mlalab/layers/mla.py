@@ -95,7 +95,9 @@ class MLAAttention(MLAPaths):
         if self.options.exposed:
             given = (q, kv_c_TL, k_pe, q_prepped, num_decode_tokens)
             parts = self.attend(*given, kv_cache_dummy_dep=dummy)
-            return self.o_proj((parts[0] if len(parts) == 1 else torch.cat(parts)).flatten(1))
+            joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+            # As many rows as came in, said so that nothing behind depends on the split.
+            return self.o_proj(joined.reshape(hidden_TD.size(0), self.o_proj.in_features))
         output = q_TNH.new_empty((q_TNH.size(0), shape.num_heads * shape.v_head_dim))
         torch.ops.mlalab.unified_mla_attention_with_output(
             *(q, kv_c_TL, k_pe, output, self.layer_name),

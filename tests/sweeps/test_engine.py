@@ -75,7 +75,7 @@ def test_the_rows_are_what_a_model_does_with_such_batches(monkeypatch):
         compiled = CompiledModel(model("tiny"), settings_of(result))
         hidden = torch.empty(batch.num_tokens, 64)
         with forward_context(ForwardContext(layers={}, metadata=batch)):
-            compiled.graph_for(batch.positions(), hidden)
+            compiled.graph_for(compiled.kind_of(batch), batch.positions(), hidden)
         assert [str(key) for key in compiled.entries] == [named[kind, end]]
 
 

@@ -1,0 +1,177 @@
+"""CUDA graphs of a compiled model: captured once for each size, replayed for the batches that fit.
+
+A uniform decode batch can be one graph, as its attention reads every length on the device (FULL).
+Any other batch calls attention in between graphs (PIECEWISE). A batch is padded to the next size
+that was captured for its kind; one that no graph serves runs as it would without.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlalab.compile.captured import Capture, Captured, capture_on_gpu
+from mlalab.compile.cudagraph_modes import STYLES
+from mlalab.compile.dispatch import KINDS, CompiledModel
+from mlalab.compile.static_batch import StaticBatch
+from mlalab.context import BatchKind, BatchMetadata, current_context, forward_context
+
+
+@dataclass(frozen=True, slots=True)
+class GraphsOfKind:
+    """What was captured for one kind of batch.
+
+    Args:
+        style: FULL, PIECEWISE or, without graphs, NONE.
+        sizes: token counts, ascending.
+        partitions: pieces that the compiled graph is cut into; 1 where it is whole.
+        captures: CUDA graphs of all sizes together.
+        reason: why there are none, though the mode asks for them.
+    """
+
+    kind: BatchKind
+    style: str
+    sizes: tuple[int, ...] = ()
+    partitions: int = 1
+    captures: int = 0
+    reason: str = ""
+
+
+class CudaGraphs:
+    """A compiled model with CUDA graphs; called like the model, inside a forward context.
+
+    What a call returns lies in memory that the next call writes anew: read or copy it before.
+    `capture_all` must have been called; until then, and where nothing could be captured, every
+    batch runs without graphs. Weights may change in place, and nothing may be replaced or moved.
+
+    Args:
+        model: its config says which mode, which sizes, and how large requests get.
+        capture: how a function is captured.
+    """
+
+    def __init__(self, model: CompiledModel, capture: Capture = capture_on_gpu) -> None:
+        self.model, self._capture = model, capture
+        self.refusals = _refusals(model, capture)
+        decode, others = model.config.capture_sizes
+        asked = STYLES[model.config.cudagraph_mode]
+        self._styles = {k: style for k, style in asked.items() if k not in self.refusals}
+        self._sizes = {k: decode if k == "decode" else others for k in self._styles}
+        self._full: dict[int, Captured] = {}
+        self._ready: dict[BatchKind, list[int]] = {}
+        self._batch: StaticBatch | None = None
+        self.seconds = 0.0
+        """How long capturing took, compiling included."""
+
+    def capture_all(self) -> None:
+        """Compile and capture every size, the largest first, so that smaller ones share memory."""
+        start = time.perf_counter()
+        rows = max((size for sizes in self._sizes.values() for size in sizes), default=0)
+        if rows:
+            self._batch = StaticBatch(self.model.layers, self.model.config, rows)
+            replays = self.model.replays
+            replays.capture = self._capture
+            replays.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
+            for kind, sizes in self._sizes.items():
+                for size in reversed(sizes):
+                    self._capture_one(kind, size)
+                self._ready[kind] = list(sizes)
+        self.seconds = time.perf_counter() - start
+
+    def _capture_one(self, kind: BatchKind, size: int) -> None:
+        batch, model = self._batch, self.model
+        assert batch is not None
+        batch.fill(batch.positions[:0], batch.hidden_TD[:0], None, size)
+        inputs = (batch.positions[:size], batch.hidden_TD[:size])
+        full = self._styles[kind] == "FULL"
+        metadata = batch.decode_metadata(size) if full else None
+        with torch.no_grad(), forward_context(batch.context(size, metadata)):
+            run = model.graph_for(kind, *inputs)
+            if full:
+                self._full[size] = Captured(run, inputs, self._capture, model.replays.pool)
+            else:
+                with model.replays.of_size(size, capturing=True):
+                    run(*inputs)
+
+    def __call__(self, positions: Tensor, hidden_TD: Tensor) -> Any:
+        """Run the batch, in a captured graph if one serves it."""
+        context = current_context()
+        kind = self.model.kind_of(context.metadata)
+        size = self._size_for(kind, positions.size(0), context.metadata)
+        if size is None:
+            return self.model(positions, hidden_TD)
+        batch, tokens = self._batch, positions.size(0)
+        assert batch is not None and context.metadata is not None
+        batch.fill(positions, hidden_TD, context.slot_mapping, size)
+        inputs = (batch.positions[:size], batch.hidden_TD[:size])
+        if self._styles[kind] == "FULL":
+            batch.fill_requests(context.metadata, size)
+            return _rows(self._full[size](*inputs), tokens)
+        with (
+            forward_context(batch.context(size, context.metadata)),
+            self.model.replays.of_size(size),
+        ):
+            return _rows(self.model.graph_for(kind, *inputs)(*inputs), tokens)
+
+    def _size_for(self, kind: BatchKind, tokens: int, metadata: BatchMetadata | None) -> int | None:
+        """Return the captured size that a batch is padded to, or None where no graph serves it."""
+        sizes = self._ready.get(kind)
+        if not sizes or metadata is None or not 0 < tokens <= sizes[-1]:
+            return None
+        assert self._batch is not None
+        # Rows beyond the metadata are padding already; the graph of decode makes its own.
+        if not self._batch.fits(metadata) or tokens != metadata.num_tokens:
+            return None
+        return sizes[bisect_left(sizes, tokens)]
+
+    def report(self) -> list[GraphsOfKind]:
+        """Return what was captured for each kind of batch, and why not where nothing was."""
+        return [self._report_of(kind) for kind in KINDS]
+
+    def _report_of(self, kind: BatchKind) -> GraphsOfKind:
+        sizes = tuple(self._ready.get(kind, ()))
+        if not sizes:
+            return GraphsOfKind(kind, "NONE", reason=self.refusals.get(kind, ""))
+        if self._styles[kind] == "FULL":
+            return GraphsOfKind(kind, "FULL", sizes, captures=len(self._full))
+        entries = {self.model.key_for(size, kind) for size in sizes}
+        found = [self.model.entries[key] for key in entries]
+        captures = sum(len(piece.captured) for entry in found for piece in entry.pieces)
+        return GraphsOfKind(kind, "PIECEWISE", sizes, found[0].partitions, captures)
+
+
+def _rows(results: Any, tokens: int) -> Any:
+    """Return the results without the padding."""
+    if isinstance(results, Tensor):
+        return results[:tokens]
+    return tuple(x[:tokens] for x in results)
+
+
+def _refusals(model: CompiledModel, capture: Capture) -> dict[BatchKind, str]:
+    """Return, by kind of batch, why the graphs that the mode asks for cannot be captured."""
+    refused: dict[BatchKind, str] = {}
+    device = model.layers[0].o_proj.weight.device
+    for kind, style in STYLES[model.config.cudagraph_mode].items():
+        if capture is capture_on_gpu and device.type != "cuda":
+            refused[kind] = f"the model is on {device}, and CUDA graphs need a CUDA device"
+        elif style == "FULL" and (reason := _unsafe(kind, model.layers)):
+            refused[kind] = reason
+    return refused
+
+
+def _unsafe(kind: BatchKind, layers: Sequence[Any]) -> str:
+    """Return why a whole batch of this kind cannot be one graph, or nothing."""
+    if kind != "decode":
+        return (
+            "attention of prefilled requests takes them one by one, by lengths that the host "
+            "knows; PIECEWISE graphs leave it out"
+        )
+    others = sorted({layer.layer_name for layer in layers if layer.kind != "mla"})
+    if others:
+        return f"attention of {others[0]} reads its lengths on the host; PIECEWISE leaves it out"
+    return ""

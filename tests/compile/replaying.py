@@ -1,0 +1,45 @@
+"""A stand-in for CUDA graphs on a CPU: it keeps what a replay may rely on, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from mlalab.compile.cudagraph import CudaGraphs
+from mlalab.compile.dispatch import CompiledModel
+
+
+class Recorded:
+    """Captures by keeping the function; a replay runs it and puts the results where they were.
+
+    As on a GPU, a replay sees its inputs and buffers as they are then, and everything that Python
+    knew as it was during the capture.
+    """
+
+    def __init__(self) -> None:
+        self.captures = self.replays = 0
+
+    def __call__(self, function: Callable[[], Any], pool: Any) -> tuple[Callable[[], None], Any]:
+        results = function()
+        self.captures += 1
+
+        def replay() -> None:
+            self.replays += 1
+            pairs = zip(pytree.tree_leaves(results), pytree.tree_leaves(function()), strict=True)
+            for kept, new in pairs:
+                if isinstance(kept, Tensor):
+                    kept.copy_(new)
+
+        return replay, results
+
+
+def with_graphs(model: CompiledModel) -> tuple[CudaGraphs, Recorded]:
+    """Capture every size of a model that was configured for it."""
+    recorded = Recorded()
+    graphs = CudaGraphs(model, capture=recorded)
+    graphs.capture_all()
+    recorded.replays = 0  # a piece is replayed once while the next one is captured
+    return graphs, recorded

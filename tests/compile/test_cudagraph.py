@@ -1,0 +1,147 @@
+"""CUDA graphs: which batch is served by which, with what padding, and what is refused and why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mlalab.compile.cudagraph import CudaGraphs
+from mlalab.context import make_batch
+from tests.compile.batches import BLOCK, compiled, decode, flags, mixed, model, prefill, run
+from tests.compile.replaying import with_graphs
+from tests.layers.test_mla_paths import BATCHES, outcome
+from tests.passes.models import assert_same
+
+FP8 = {"kv_cache_dtype": "fp8", "dtype": torch.bfloat16}
+MODES = ("PIECEWISE", "FULL", "FULL_AND_PIECEWISE")
+SIZES = (1, 2, 4, 8)
+
+
+def build(mode, *, exposed=True, aiter=False, options=FP8, names=("tiny", "tiny"), **settings):
+    module = model(*names, exposed=exposed, **options)
+    settings = {"max_model_len": 64, "cudagraph_capture_sizes": SIZES} | settings
+    return compiled(module, cudagraph_mode=mode, pass_config=flags(module, aiter=aiter), **settings)
+
+
+def served(graphs, batch, rows=None):
+    return run(graphs, list(graphs.model.layers), batch, rows)
+
+
+@pytest.mark.parametrize("exposed", [False, True], ids=["opaque", "exposed"])
+@pytest.mark.parametrize("mode", MODES)
+def test_every_batch_gets_what_eager_mode_gives(mode, exposed):
+    eager = model("tiny", "tiny", **FP8)
+    graphs, recorded = with_graphs(build(mode, exposed=exposed, aiter=mode == "FULL"))
+    captured = recorded.captures
+    for name, (batch, rows) in BATCHES.items():
+        assert_same(outcome(eager, name), served(graphs, batch, rows))
+    assert recorded.captures == captured and recorded.replays > 0
+
+
+def replays(mode, batch, rows=None, **options):
+    graphs, recorded = with_graphs(build(mode, names=("tiny",), **options))
+    served(graphs, batch, rows)
+    return recorded.replays
+
+
+# One layer: a piece before attention and one behind it.
+@pytest.mark.parametrize(
+    ("mode", "batch", "expected"),
+    [
+        ("FULL", decode(3), 1),
+        ("FULL", prefill(3), 0),
+        ("FULL", mixed(1, 2), 0),
+        ("FULL", decode(2, 2), 0),
+        ("PIECEWISE", decode(3), 2),
+        ("PIECEWISE", prefill(2, 1), 2),
+        ("PIECEWISE", mixed(1, 2), 2),
+        ("FULL_AND_PIECEWISE", decode(3), 1),
+        ("FULL_AND_PIECEWISE", mixed(2, 5), 2),
+        ("FULL_AND_PIECEWISE", mixed(2, 7), 0),
+        ("FULL_AND_PIECEWISE", decode(0), 0),
+    ],
+)
+def test_which_batches_are_replayed(mode, batch, expected):
+    assert replays(mode, batch) == expected
+
+
+def test_rows_that_are_padding_already_and_long_requests_run_without_graphs():
+    assert replays("FULL_AND_PIECEWISE", decode(3), rows=4) == 0
+    long = make_batch([1, 1], [70, 2], num_decodes=2, block_size=BLOCK)
+    assert replays("FULL_AND_PIECEWISE", long) == 0
+    assert replays("FULL_AND_PIECEWISE", long, max_model_len=80) == 1
+
+
+def test_speculative_tokens_are_captured_by_whole_requests():
+    graphs, recorded = with_graphs(build("FULL", num_speculative_tokens=1, max_num_seqs=4))
+    eager = model("tiny", "tiny", **FP8)
+    for batch in (decode(3, 2), decode(1, 2)):
+        assert_same(run(eager, list(eager.layers), batch), served(graphs, batch))
+    assert recorded.replays == 2
+    assert graphs.report()[1].sizes == (2, 4, 8)
+
+
+def test_one_replay_after_another_of_other_requests():
+    """Nothing of a batch may stay in what serves the next: lengths, blocks, slots, padding."""
+    eager = model("tiny", **FP8)
+    graphs, _ = with_graphs(build("FULL", names=("tiny",)))
+    batches = [
+        make_batch([1] * len(lengths), lengths, num_decodes=len(lengths), block_size=BLOCK)
+        for lengths in ([40, 3, 17, 30], [1], [5, 31, 2], [0, 0, 47, 1, 16, 15, 4, 9])
+    ]
+    for batch in batches:
+        assert_same(run(eager, list(eager.layers), batch), served(graphs, batch))
+
+
+def test_a_split_frozen_at_the_capture_would_be_noticed():
+    """What the graphs leave out of a mixed batch is what changes: batches of one size differ."""
+    eager = model("tiny", **FP8)
+    graphs, recorded = with_graphs(build("PIECEWISE", names=("tiny",)))
+    for batch in (mixed(1, 6), mixed(3, 2, 2), mixed(6, 1), mixed(2, 4)):
+        assert_same(run(eager, list(eager.layers), batch), served(graphs, batch))
+    assert recorded.replays == 8
+
+
+def test_the_report_counts_graphs_pieces_and_captures():
+    general, decodes, prefills = with_graphs(build("FULL_AND_PIECEWISE"))[0].report()
+    assert (decodes.style, decodes.sizes, decodes.captures) == ("FULL", SIZES, len(SIZES))
+    # Two layers: attention twice, and what is before, between and behind.
+    for kind in (general, prefills):
+        assert (kind.style, kind.partitions, kind.captures) == ("PIECEWISE", 5, 3 * len(SIZES))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_on_a_cpu_nothing_is_captured_and_the_reason_is_given(mode):
+    graphs = CudaGraphs(build(mode, names=("tiny",)))
+    graphs.capture_all()
+    eager = model("tiny", **FP8)
+    assert_same(run(eager, list(eager.layers), decode(3)), served(graphs, decode(3)))
+    for kind in graphs.report():
+        assert (kind.style, kind.captures) == ("NONE", 0)
+        assert kind.reason == "the model is on cpu, and CUDA graphs need a CUDA device"
+
+
+def test_full_graphs_of_other_batches_are_refused_with_the_reason():
+    general, decodes, prefills = with_graphs(build("FULL", names=("tiny",)))[0].report()
+    assert decodes.style == "FULL"
+    for kind in (general, prefills):
+        assert kind.style == "NONE" and "PIECEWISE graphs leave it out" in kind.reason
+
+
+def test_attention_that_reads_lengths_on_the_host_is_left_out():
+    graphs, recorded = with_graphs(build("FULL", names=("tiny", "tiny-gqa"), options={}))
+    assert "attention of layers.1 reads its lengths on the host" in graphs.report()[1].reason
+    assert recorded.captures == 0
+
+
+def test_without_a_mode_there_is_nothing_to_capture():
+    graphs, recorded = with_graphs(build("NONE", names=("tiny",)))
+    served(graphs, decode(2))
+    assert recorded.captures == recorded.replays == 0
+    assert [kind.reason for kind in graphs.report()] == ["", "", ""]
+
+
+def test_before_capturing_batches_run_without_graphs():
+    graphs = CudaGraphs(build("FULL", names=("tiny",)), capture=None)
+    eager = model("tiny", **FP8)
+    assert_same(run(eager, list(eager.layers), decode(3)), served(graphs, decode(3)))
