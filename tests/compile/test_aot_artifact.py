@@ -44,7 +44,6 @@ def compile_and_save(module, path):
         forward_context(context),
         # torch saves only what its own cache could hold.
         inductor.configured(driver, cache=True),
-        torch._dynamo.config.patch(enable_aot_compile=True),
     ):
         function = torch.compile(module.forward, fullgraph=True)
         function.aot_compile((arguments, {})).save_compiled_function(str(path))
