@@ -22,7 +22,8 @@ from mlalab.errors import TraceError
 from mlalab.records import NodeRecord, StepRecord
 from mlalab.viz.text import table
 
-MODELLED = "modelled from shapes, one launch per node that does work; nothing was timed"
+MODELLED = "modelled from shapes, one launch per node that does work"
+UNTIMED = f"{MODELLED}; nothing was timed"
 _CALLS = ("call_function", "call_method", "call_module")
 _ALLOCATES = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 _OVERWRITES = ("copy", "copy_", "setitem")
@@ -147,12 +148,13 @@ def cost_table(steps: Sequence[StepRecord], measured: Measured | None = None) ->
         ["bytes moved", *map(_moved_text, costs)],
         ["change", *_changes(moved, [cost.unsized for cost in costs])],
     ]
-    notes = [MODELLED]
+    notes = [UNTIMED]
     if measured is not None:
         measured.require_of(steps)
         sums = [sum(measured.us.get(step.name, {}).values()) for step in steps]
         columns.append(["us", *(f"{us:.1f}" if us else "-" for us in sums)])
-        notes.append(f"us: sum of the nodes' times, {measured.label}")
+        if any(sums):
+            notes = [MODELLED, f"us: sum of the nodes' times, {measured.label}"]
     return "\n".join([table(list(zip(*columns, strict=True)), 1), *notes])
 
 

@@ -9,6 +9,7 @@ import pytest
 from mlalab.records import NodeRecord, StepRecord
 from mlalab.viz.cost import (
     MODELLED,
+    UNTIMED,
     Cost,
     Measured,
     bytes_text,
@@ -183,6 +184,13 @@ def test_measured_times_bring_their_device_and_date():
     assert lines[3].endswith("-")
     assert lines[-2] == MODELLED
     assert lines[-1].endswith("measured on H200, 2026-10-01")
+
+
+def test_nothing_was_timed_is_said_where_nothing_was():
+    measured = Measured(us={"aot": {}}, device="H200", date="2026-10-01")
+    assert cost_table(steps(), measured).splitlines()[-1] == cost_table(steps()).splitlines()[-1]
+    assert cost_table(steps()).splitlines()[-1] == UNTIMED
+    assert "nothing was timed" not in MODELLED
 
 
 @pytest.mark.parametrize(
