@@ -1,4 +1,4 @@
-"""Exercises of `02_reading_an_fx_graph`: what moves data, what shares memory, what would die."""
+"""Exercises of `02_reading_an_fx_graph`: what is plumbing, what shares memory, what would die."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WRITE, ATTENTION = "mlalab.write", "mlalab.unified_mla_attention_with_output"
 
 
 def movers_reference(nodes: Nodes) -> tuple[int, int]:
-    """Return how many calls move data, and the bytes of their results, unknown sizes left out."""
+    """Return how many calls are no plumbing, and the bytes of their results that are known."""
     moving = [node for node in nodes if node.op == "call_function" and not node.plumbing]
     return len(moving), sum(node.bytes or 0 for node in moving)
 
@@ -113,7 +113,7 @@ EXERCISES = {
                 _whole("the fused graph of a layer", _fused),
             ],
         ),
-        "Views cost nothing; every other call reads and writes memory.",
+        "Views cost nothing; nearly every other call reads and writes memory.",
     ),
     "02.aliases": Exercise(
         same_as(

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from mlalab.records import NodeRecord, StepRecord
+from mlalab.viz.cost import node_bytes
 
 _NAMED_OPS = 4
 _BUILT_IN = ("aten.", "prims.")
@@ -53,9 +54,9 @@ def counts_text(step: StepRecord, before: StepRecord | None) -> str:
 
 
 def _moving(step: StepRecord) -> str:
-    calls = [node.plumbing for node in step.nodes if node.op not in ("placeholder", "output")]
-    views = sum(calls)
-    return f"{len(calls) - views} move data and {views} are views"
+    moving = node_bytes(step.nodes)
+    views = sum(node.plumbing and node.name not in moving for node in step.nodes)
+    return f"{len(moving)} move data and {views} are views"
 
 
 def _changes(step: StepRecord, before: StepRecord) -> Iterable[str]:

@@ -12,6 +12,7 @@ import pytest
 
 import mlalab.viz
 from mlalab.records import StepRecord
+from mlalab.viz.cost import step_cost
 from mlalab.viz.show import (
     Figure,
     Pictured,
@@ -68,8 +69,9 @@ def test_step_figures():
         assert "aten.mul" in figure.text
     assert step_figure(captured).caption == "aot: 35 nodes"
     assert step_figure(captured).alt == (
-        "aot: a graph of 35 nodes, of which 17 move data and 12 are views."
+        "aot: a graph of 35 nodes, of which 16 move data and 12 are views."
     )
+    assert step_cost(captured).launches == 16
 
 
 def test_trace_figure_is_the_net_result_of_all_passes():
