@@ -147,10 +147,10 @@ def _same_meaning(before: fx.Graph, draft: Draft) -> str | None:
     """Run both graphs on inputs that share memory, with poisoned outputs; return a difference."""
     results = []
     for graph in (before, draft.graph):
-        given = copy.deepcopy(draft.inputs)
+        given = copy.deepcopy(draft.given)
         with poisoned():
             results.append([*fx.Interpreter(_module(graph)).run(*given), *given])
-    names = [f"output {i}" for i in range(len(results[0]) - len(draft.inputs))]
+    names = [f"output {i}" for i in range(len(results[0]) - len(draft.given))]
     names += ["the caller's x", "the caller's residual", "the positions", "the table"]
     for name, expected, found in zip(names, *results, strict=True):
         if not isinstance(found, Tensor) or found.shape != expected.shape:

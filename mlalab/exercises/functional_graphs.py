@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,22 +20,16 @@ NOPE, ROPE, HEADS = 8, 4, 3
 """Columns of a head without and with position, and heads, of every graph here."""
 
 
-class Draft:
-    """A functional graph of a rotated query, written by hand with the values tracing would leave.
+class GraphByHand:
+    """A functional graph written by hand, with the values that tracing would leave on its nodes.
 
     Args:
-        tokens: rows.
+        given: name of an input → what it is run on; tensors may share memory.
     """
 
-    def __init__(self, tokens: int) -> None:
-        self.graph, self.mode = fx.Graph(), FakeTensorMode()
-        q_TNH = torch.randn(tokens, HEADS, NOPE + ROPE)
-        self.inputs = [q_TNH, q_TNH, torch.arange(tokens), torch.randn(max(tokens, 1), ROPE)]
-        """The query, a residual in the same memory, the positions, the cos/sin table."""
-        names = ("x", "residual", "pos", "table")
-        nodes = [self._input(*x) for x in zip(names, self.inputs, strict=True)]
-        self.residual, self.positions, self.table = nodes[1:]
-        self.q = self(aten.mul.Tensor, nodes[0], 2)
+    def __init__(self, given: Mapping[str, Tensor]) -> None:
+        self.graph, self.mode, self.given = fx.Graph(), FakeTensorMode(), list(given.values())
+        self.inputs = [self._input(name, value) for name, value in given.items()]
 
     def _input(self, name: str, value: Tensor) -> fx.Node:
         node = self.graph.placeholder(name)
@@ -49,6 +43,21 @@ class Draft:
         with self.mode:
             node.meta["val"] = target(*fakes[0], **fakes[1])
         return node
+
+
+class Draft(GraphByHand):
+    """A graph of a rotated query and a residual in the same memory as the query.
+
+    Args:
+        tokens: rows.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        q_TNH = torch.randn(tokens, HEADS, NOPE + ROPE)
+        positions, table = torch.arange(tokens), torch.randn(max(tokens, 1), ROPE)
+        super().__init__({"x": q_TNH, "residual": q_TNH, "pos": positions, "table": table})
+        x, self.residual, self.positions, self.table = self.inputs
+        self.q = self(aten.mul.Tensor, x, 2)
 
     def part(self, base: fx.Node, start: int = NOPE, end: int = MAX) -> fx.Node:
         """Add a slice of the columns of `base`; by default the rope columns."""

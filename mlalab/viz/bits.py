@@ -59,6 +59,10 @@ def _bytes_of(stored: Tensor) -> Tensor:
     return stored.view(torch.uint8)
 
 
+def _figure(view: Pictured, svg: str, alt: str, caption: str) -> Figure:
+    return Figure(svg=svg, alt=alt, caption=caption, text=repr(view))
+
+
 @dataclass(frozen=True, slots=True)
 class ByteView(Pictured):
     """One byte, read in a format.
@@ -96,13 +100,10 @@ class ByteView(Pictured):
         from mlalab.viz import _byte_picture
 
         alt = bits_text.byte_alt(self)
-        return Figure(
-            svg=_byte_picture.draw(self, alt),
-            alt=alt,
-            caption=f"The byte 0x{self.byte:02X} in three formats, and what is next to it in "
-            f"{self.format}.",
-            text=repr(self),
+        caption = (
+            f"The byte 0x{self.byte:02X} in three formats, and what is next to it in {self.format}."
         )
+        return _figure(self, _byte_picture.draw(self, alt), alt, caption)
 
     def widget(self) -> Any:
         """The byte with bits to flip; its traits `byte` and `format` follow what is shown."""
@@ -162,12 +163,8 @@ class RowsView(Pictured):
         from mlalab.viz import _bytes_picture
 
         alt = bits_text.rows_alt(self)
-        return Figure(
-            svg=_bytes_picture.draw(self, alt),
-            alt=alt,
-            caption=f"{bits_text.sizes(self.stored)} as {self.format}, a cell per byte.",
-            text=repr(self),
-        )
+        caption = f"{bits_text.sizes(self.stored)} as {self.format}, a cell per byte."
+        return _figure(self, _bytes_picture.draw(self, alt), alt, caption)
 
     def counts(self) -> dict[str, int]:
         """How many bytes are NaN, at the limit, and −0."""

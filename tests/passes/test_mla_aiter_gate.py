@@ -9,55 +9,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mlalab.compile.capture import LabBackend
 from mlalab.compile.config import PassConfig
 from mlalab.compile.dispatch import CompiledModel
-from mlalab.compile.ranges import CompileRange
 from mlalab.compile.settings import CompileConfig
 from mlalab.context import make_batch
-from mlalab.graphs import aten, bound_arguments, fake_mode_of, value_of
-from mlalab.passes.attention import attentions, change_arguments
-from mlalab.passes.fusion import CleanUp, PassResult
-from mlalab.passes.pipeline import PIPELINE
+from mlalab.exercises import lift_lesson
 from mlalab.workbench import BLOCK_SIZE
 from tests.passes.models import assert_same, chain, stand
 
 ON, OFF = (PassConfig(fuse_aiter_qk_rope_kvcache_mla=value) for value in (True, False))
-BATCHES = {
-    "decode": ([1] * 5, 5),
-    "mixed": ([1, 1, 3], 2),
-    "prefill": ([5], 0),
-    "decode of unlike lengths": ([2, 3], 2),
-}
-"""Query lengths, and how many of the requests decode; five tokens each."""
-
-
-def keep_unrotated(graph):
-    """Let attention have query and key for its prefill rows, as the seed does."""
-    for node, arguments in attentions(graph):
-        fused = bound_arguments(arguments["q_prepped"])
-        with graph.inserting_before(node):
-            key = graph.call_function(aten.unsqueeze.default, (fused["k_pe"], 1))
-        with fake_mode_of(value_of(fused["k_pe"])):
-            key.meta["val"] = value_of(fused["k_pe"]).unsqueeze(1)
-        change_arguments(node, q=fused["q_nope"].args[0], k_pe=key)
-    return PassResult()
-
-
-SEED = CleanUp(name="keep unrotated", note="", run=keep_unrotated)
-
-
-def by_size(bench):
-    """Compile as the seed does: fused for every batch of at most eight tokens."""
-    backend = LabBackend(
-        ON,
-        passes=[*PIPELINE[:-1], SEED, PIPELINE[-1]],
-        compile_range=CompileRange(1, 8),
-        decode_only=True,
-        keep_graphs=False,
-    )
-    torch._dynamo.reset()
-    return torch.compile(bench.module, backend=backend, fullgraph=True)
+BATCHES = {**lift_lesson.BATCHES, "decode of unlike lengths": ((2, 3), 2)}
 
 
 def by_batch(bench, config):
@@ -90,7 +51,7 @@ def test_by_size_prefill_rows_are_wrong_and_by_batch_all_are_right(name, kv_cach
     assert_same(run(bench, off), run(bench, ours))
     assert [key.decode_only for key in ours.entries] == [name == "decode"]
 
-    seed = run(bench, by_size(bench))
+    seed = run(bench, lift_lesson.by_size(bench))
     rows = batch.num_decode_tokens
     assert torch.equal(seed["output"][:rows], expected["output"][:rows])
     wrong = (seed["output"] != expected["output"]).any(-1)

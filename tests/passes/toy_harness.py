@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses import FakeTensorMode
 
 from mlalab.compile.capture import LabBackend, Mode
+from mlalab.exercises.functional_graphs import GraphByHand
 from mlalab.graphs import storage_key, value_of
 from mlalab.passes.fix_functionalization import FixFunctionalizationPass
 from mlalab.passes.fusion import CleanUp, Pass, PassResult
@@ -182,24 +182,11 @@ def _wrong_values(seen: dict[fx.Node, Any]) -> list[str]:
     return found
 
 
-class Sketch:
-    """A functional graph written by hand, with the values that tracing would have left on it."""
+class Sketch(GraphByHand):
+    """A graph written by hand that passes run on."""
 
-    def __init__(self, *inputs: Tensor) -> None:
-        self.graph, self.mode, self.given = fx.Graph(), FakeTensorMode(), inputs
-        self.inputs = [self._input(x, i) for i, x in enumerate(inputs)]
-
-    def _input(self, x: Tensor, i: int) -> fx.Node:
-        node = self.graph.placeholder(f"arg{i}")
-        node.meta["val"] = self.mode.from_tensor(x)
-        return node
-
-    def __call__(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        node = self.graph.call_function(target, args, kwargs)
-        fakes = fx.node.map_arg((args, kwargs), value_of)
-        with self.mode:
-            node.meta["val"] = target(*fakes[0], **fakes[1])
-        return node
+    def __init__(self, *given: Tensor) -> None:
+        super().__init__({f"arg{i}": x for i, x in enumerate(given)})
 
     def run(self, *outputs: fx.Node, passes: Sequence[Pass] = FIX) -> Run:
         """Run the passes; the graph must then mean what it meant."""
