@@ -143,8 +143,8 @@ class Lab:
         self.page.wait_for_selector(f'body[data-jp-theme-light="{light}"]', state="attached")
         self.page.wait_for_selector("#jupyterlab-splash", state="detached")
 
-    def write(self, name: str, *cells: str) -> None:
-        """Put a notebook of these code cells into the folder, in place of one of that name."""
+    def run(self, name: str, *cells: str) -> None:
+        """Write a notebook of these code cells, in place of one of that name, open and run it."""
         import nbformat.v4 as v4
 
         # One that is open while its file changes would ask before it is saved.
@@ -153,6 +153,8 @@ class Lab:
         made = v4.new_notebook(cells=[v4.new_code_cell(source) for source in cells])
         made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
         (self.folder / name).write_text(v4.writes(made), encoding="utf-8")
+        self.open(name)
+        self.run_all()
 
     def copy(self, name: str, to: str) -> str:
         """Copy a notebook, for a test that runs it; returns the new name."""

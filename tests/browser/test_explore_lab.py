@@ -29,10 +29,7 @@ def run(graph):
 
 @pytest.fixture
 def shown(lab):
-    name = "explore.ipynb"
-    lab.write(name, PASS.format("return PassResult()"), SETUP, "lab.widget()")
-    lab.open(name)
-    lab.run_all()
+    lab.run("explore.ipynb", PASS.format("return PassResult()"), SETUP, "lab.widget()")
     lab.page.wait_for_selector(f"{TEXT} >> text=MLARoPEKVCacheCatFusionPass")
     return lab
 

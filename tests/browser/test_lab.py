@@ -62,9 +62,7 @@ def test_the_dark_theme_leaves_everything_readable(lab):
 
 
 def test_a_traceback_is_seen(lab):
-    lab.write("broken.ipynb", "1 / 0")
-    lab.open("broken.ipynb")
-    lab.run_all()
+    lab.run("broken.ipynb", "1 / 0")
     assert "ZeroDivisionError" in lab.errors()[0]
 
 

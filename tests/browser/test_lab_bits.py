@@ -22,9 +22,7 @@ def notebook(lab, request) -> Iterator[object]:
     """A notebook that shows a byte, run; the one of its second cell was set to 0x80."""
     # A file of its own: Lab asks before it saves one that was written to behind its back.
     name = f"{request.node.name}.ipynb"
-    lab.write(name, *CELLS)
-    lab.open(name)
-    lab.run_all()
+    lab.run(name, *CELLS)
     lab.page.wait_for_selector(f"{PANEL} .mlalab-bits tbody tr")
     yield lab
     assert lab.errors() == []

@@ -27,9 +27,7 @@ def notebook(lab, request) -> Iterator[object]:
     # One of its own for each test: Lab would ask before it saves over a file that changed.
     name = re.sub(r"\W+", "_", request.node.name) + ".ipynb"
     Trace("tiny MLA", steps(3), {"device": "cpu"}).save(lab.folder / "sample.json")
-    lab.write(name, *CELLS)
-    lab.open(name)
-    lab.run_all()
+    lab.run(name, *CELLS)
     lab.page.wait_for_selector(f"{WIDGET} .picture .n")
     yield lab
     assert lab.errors() == []

@@ -15,9 +15,7 @@ PICTURE = f"{WIDGET} figure img"
 @pytest.fixture
 def shown(lab, request):
     name = f"{request.node.name}.ipynb"  # one's own: the kernel of one just closed still stops
-    lab.write(name, "import mlalab\nsweep = mlalab.sweep(heads=16)\nmlalab.show(sweep)")
-    lab.open(name)
-    lab.run_all()
+    lab.run(name, "import mlalab\nsweep = mlalab.sweep(heads=16)\nmlalab.show(sweep)")
     lab.page.wait_for_selector(PICTURE)
     return lab
 
