@@ -68,7 +68,26 @@ def test_keys_stay_in_the_widget(notebook):
     stepper(notebook).locator(".search").click()
     notebook.page.keyboard.type("add")
     assert cells.count() == len(CELLS)
-    assert stepper(notebook).locator("output").text_content().endswith("nodes")
+    assert_filtered(notebook, "9 of 102 nodes", 3, 9)
+
+
+def test_filter_dims_and_counts(notebook):
+    stepper(notebook).locator(".chip").first.click()
+    search = stepper(notebook).locator(".search")
+    search.fill("MUL layers.0")
+    assert_filtered(notebook, "4 of 93 nodes", 4, 4)
+    search.fill("null")  # what JavaScript prints for a node without a layer
+    assert_filtered(notebook, "0 of 93 nodes", 0, 0)
+    search.fill("")
+    assert stepper(notebook).locator(".picture .dim").count() == 0
+    assert stepper(notebook).locator(".code li:visible").count() == 93
+
+
+def assert_filtered(lab, said, boxes, lines):
+    """Check what the filter says it found, and what it leaves undimmed and visible."""
+    assert stepper(lab).locator("output").text_content() == said
+    assert stepper(lab).locator(".picture .n:not(.dim)").count() == boxes
+    assert stepper(lab).locator(".code li:visible").count() == lines
 
 
 def test_keys_with_control_reach_lab(notebook):
