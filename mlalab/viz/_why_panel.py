@@ -14,7 +14,7 @@ from typing import Literal
 
 from mlalab.records import NodeRecord, PatternRecord, Refusal
 from mlalab.viz import theme
-from mlalab.viz._panel import Panel, _badge, _count, _path, _rect, _text
+from mlalab.viz._markup import Panel, badge, box, legend_row, path, rect, swatch
 from mlalab.viz.boxes import Label, label, tooltip
 from mlalab.viz.folding import ShownEdge, View, fold
 from mlalab.viz.layout import Layout, Placed, lay_out
@@ -28,6 +28,7 @@ _GLYPH: dict[Fate, str] = {
     "agreed": "M-4 .5L-1.3 3.4 4-3.2",
     "failed": "M-3.4-3.4 3.4 3.4M-3.4 3.4 3.4-3.4",
 }
+_INNER: dict[Fate, str] = {"failed": "j"}
 _MEANING: dict[Fate, str] = {
     "agreed": "agrees",
     "failed": "differs",
@@ -85,23 +86,19 @@ def draw_pattern(pattern: PatternRecord, refusal: Refusal, *, live: bool) -> tup
         says = _button(refusal) if live and fate[node.key] == "failed" else ""
         words, at = labels[node.key], plan.boxes[node.key]
         parts.append(_node(fate[node.key], words, at, says, None if live else node.record))
-    parts += [_badge(edge, plan) for edge in view.edges if edge.folded]
+    parts += [badge(edge, plan) for edge in view.edges if edge.folded]
     folded = any(edge.folded for edge in view.edges)
     return Panel("".join(parts), plan.width, plan.height), folded
 
 
 def why_legend(shown: Collection[Fate], *, folded: bool) -> Panel:
     """A row of the marks that occur, each with its meaning."""
-    entries = [(_swatch(fate), text) for fate, text in _MEANING.items() if fate in shown]
-    if folded:
-        entries.append((f'<g transform="translate(14 0)">{_count("n")}</g>', "n views folded"))
-    parts, x = [], 10
-    for mark, text in entries:
-        parts.append(
-            f'<g transform="translate({x} 12)">{mark}<text class="f" x="36" y="4">{text}</text></g>'
-        )
-        x += 62 + round(text_width(text, theme.NOTE_SIZE))
-    return Panel("".join(parts), x, 24)
+    entries = [
+        (swatch(_CLASS[fate], _GLYPH.get(fate), _INNER.get(fate)), text)
+        for fate, text in _MEANING.items()
+        if fate in shown
+    ]
+    return legend_row(entries, folded=folded)
 
 
 def _view(pattern: PatternRecord, fate: Mapping[str, Fate]) -> View:
@@ -144,38 +141,16 @@ def _button(refusal: Refusal) -> str:
 
 def _node(fate: Fate, words: Label, at: Placed, says: str, record: NodeRecord | None) -> str:
     """One box with its mark; `says` are more attributes."""
-    title = f"<title>{escape(tooltip(record))}</title>" if record is not None else ""
-    radius = 11 if words.kind == "input" else 6
-    inner = _rect("j", words.width - 7, words.height - 7, 4) if fate == "failed" else ""
-    return (
-        f'<g class="y {_CLASS[fate]}"{says} transform="translate({at.x} {at.y})">{title}'
-        + _rect("b", words.width, words.height, radius)
-        + inner
-        + _text(words)
-        + _mark(fate, -words.width // 2, -words.height // 2)
-        + "</g>"
-    )
-
-
-def _mark(fate: Fate, x: int, y: int) -> str:
-    if fate == "unreached":
-        return ""
-    return (
-        f'<g transform="translate({x} {y})"><circle class="m" r="8"/>'
-        f'<path class="g" d="{_GLYPH[fate]}"/></g>'
-    )
-
-
-def _swatch(fate: Fate) -> str:
-    inner = _rect("j", 21, 9, 2) if fate == "failed" else ""
-    return (
-        f'<g class="{_CLASS[fate]}" transform="translate(16 0)">{_rect("b", 28, 16, 4)}{inner}'
-        f"{_mark(fate, -14, 0)}</g>"
-    )
+    frame = rect("b", words.width, words.height, 11 if words.kind == "input" else 6)
+    if fate in _INNER:
+        frame += rect(_INNER[fate], words.width - 7, words.height - 7, 4)
+    attributes = f'class="y {_CLASS[fate]}"{says}'
+    title = "" if record is None else tooltip(record)
+    return box(attributes, at, words, title=title, frame=frame, glyph=_GLYPH.get(fate))
 
 
 def _line(edge: ShownEdge, plan: Layout, fate: Mapping[str, Fate]) -> str:
     """A line with an arrow head: dotted where nothing was compared."""
     route = plan.routes[edge.source, edge.target]
     dotted = "unreached" in (fate[edge.source], fate[edge.target])
-    return f'<path class="l{" lu" if dotted else ""}" d="{_path(route)}m-4 -5 4 5 4 -5"/>'
+    return f'<path class="l{" lu" if dotted else ""}" d="{path(route)}m-4 -5 4 5 4 -5"/>'

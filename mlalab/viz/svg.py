@@ -12,7 +12,8 @@ from html import escape
 
 from mlalab.records import StepRecord
 from mlalab.viz import theme
-from mlalab.viz._panel import Panel, draw_panel, legend
+from mlalab.viz._markup import Panel
+from mlalab.viz._panel import draw_panel, legend
 from mlalab.viz.alt import before_after_alt, counts_text, step_alt
 from mlalab.viz.card import card
 from mlalab.viz.folding import Show, View, focus, fold
