@@ -110,7 +110,7 @@ class CellResult:
     Args:
         parity: contender → how it compares with the reference.
         times: contender → its time per layer.
-        failures: contender → why it could not run.
+        failures: contender → why it could not run; "cell" → what ended all of it.
     """
 
     spec: CellSpec
@@ -123,6 +123,13 @@ class CellResult:
     def ok(self) -> bool:
         """Every check passed and every contender ran."""
         return not self.failures and all(p.ok for p in self.parity.values())
+
+    @property
+    def troubles(self) -> list[str]:
+        """What is wrong and what could not run, each in a line."""
+        wrong = {name: str(p) for name, p in self.parity.items() if not p.ok}
+        told = {**wrong, **self.failures}
+        return [why if name == "cell" else f"{name}: {why}" for name, why in told.items()]
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as dictionaries of numbers and strings."""

@@ -64,16 +64,9 @@ class Record:
     def failed(self, heads: int, format: str) -> dict[int, str]:
         """Return the cells of one N and format that `timed` leaves out: tokens → why."""
         found = [r for r in self.results if (r.spec.heads, r.spec.format) == (heads, format)]
-        reasons = {r.spec.tokens: _why(r) for r in found if not ratios(r, self.limits)}
+        untimed = [r for r in found if not ratios(r, self.limits)]
+        reasons = {r.spec.tokens: "; ".join(r.troubles) or "it was not timed" for r in untimed}
         return dict(sorted(reasons.items()))
-
-
-def _why(result: CellResult) -> str:
-    """Return in a line why a cell has no times to compare."""
-    wrong = {name: str(parity) for name, parity in result.parity.items() if not parity.ok}
-    told = {**wrong, **result.failures}
-    reasons = [why if name == "cell" else f"{name}: {why}" for name, why in told.items()]
-    return "; ".join(reasons) or "it was not timed"
 
 
 def names() -> tuple[str, ...]:

@@ -168,12 +168,13 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
 def _row(result: CellResult, limits: Limits | None) -> list[str]:
     spec = result.spec
     where = [spec.format, str(spec.heads), str(spec.tokens)]
-    wrong = [f"{name}: {p}" for name, p in result.parity.items() if not p.ok]
-    broken = [f"{name}: {why}" for name, why in result.failures.items()]
-    if wrong or not (result.times and limits):
-        verdict = "CHECK FAILED, not timed: " if wrong or broken else "checked: "
-        said = [*wrong, *broken] or [f"{name}: {p}" for name, p in result.parity.items()]
-        return [*where, verdict + "; ".join((*said, _ALLOWED))]
+    said = "; ".join(result.troubles)
+    if not all(p.ok for p in result.parity.values()):
+        return [*where, f"CHECK FAILED, not timed: {said}; {_ALLOWED}"]
+    if not result.times:
+        parity = "; ".join(f"{name}: {p}" for name, p in result.parity.items())
+        return [*where, f"not timed: {said}" if said else f"checked: {parity}; {_ALLOWED}"]
+    assert limits is not None
     times = [_time(result, name) for name in _TIMED]
     found = ratios(result, limits)
     shares = [f"{found[name]:.2f}" if name in found else "-" for name in _RATIOS]

@@ -10,9 +10,11 @@ import torch
 
 from mlalab.bench import contenders, timing
 from mlalab.bench.cells import CellSpec, Spread
+from mlalab.bench.report import document, table
 from mlalab.bench.run import run_all, run_cell
 from mlalab.bench.timing import Captured
-from tests.bench.stand_ins import CPU, TINY, broken_for, reference_for, result_of
+from mlalab.errors import ConfigError, first_line
+from tests.bench.stand_ins import CPU, LIMITS, TINY, broken_for, reference_for, result_of
 
 SPEC = CellSpec(tokens=3, **TINY)
 CONTENDERS = ["plain", "inductor", "two", "one", "direct"]
@@ -65,14 +67,33 @@ def test_a_baseline_that_fails_costs_only_itself(gpu, monkeypatch):
     assert list(result.times) == ["plain", "two", "one", "direct", "copy"]
 
 
-def test_a_cell_that_does_not_fit_does_not_end_the_run():
+def test_a_kernel_that_cannot_be_got_costs_only_itself(gpu, monkeypatch):
+    def load(op, provider):
+        if op == contenders.CONCAT_OP and provider != "reference":
+            raise ConfigError("there is none.")
+        return reference_for(op, provider)
+
+    monkeypatch.setattr(contenders, "load", load)
+    result = run_cell(SPEC, CPU)
+    assert result.failures == {"two": "ConfigError: there is none"}
+    assert (list(result.parity), dict(result.times)) == (["one"], {})
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("20 GiB"), RuntimeError("20 GiB\nat 0x1"), KeyError("20 GiB")]
+)
+def test_a_cell_that_raises_says_why_and_does_not_end_the_run(error):
     def cell(spec):
         if spec.tokens == 1:
-            raise torch.OutOfMemoryError("20 GiB")
+            raise error
         return result_of(spec.tokens)
 
     specs = [CellSpec(heads=16, tokens=t) for t in (1, 2)]
     results, interrupted = run_all(specs, cell, lambda results: None)
     assert not interrupted
-    assert results[0].failures == {"cell": "OutOfMemoryError: 20 GiB"}
+    said = first_line(error)
+    assert results[0].failures == {"cell": said}
     assert [r.ok for r in results] == [False, True]
+    (line,) = [x for x in table(results, LIMITS).splitlines() if "20 GiB" in x]
+    assert line.split(maxsplit=3) == ["fp8/fp8", "16", "1", f"not timed: {said}"]
+    assert document({}, LIMITS, results)["cells"][0]["failures"] == {"cell": said}
