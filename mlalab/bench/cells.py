@@ -95,11 +95,15 @@ class Parity:
         share_ok = self.absorbed <= DIFFERING_LIMIT * self.absorbed_of
         return self.rotated == self.cache == 0 and share_ok and self.steps <= 1
 
+    @property
+    def absorbed_percent(self) -> float:
+        """Share of the absorbed values that differ."""
+        return 100 * self.absorbed / max(self.absorbed_of, 1)
+
     def __str__(self) -> str:
-        share = 100 * self.absorbed / max(self.absorbed_of, 1)
         return (
-            f"absorbed {share:.4f} % off by up to {self.steps} step(s), rotated {self.rotated}, "
-            f"cache {self.cache} values off"
+            f"absorbed {self.absorbed_percent:.4f} % off by up to {self.steps} step(s), "
+            f"rotated {self.rotated}, cache {self.cache} values off"
         )
 
 

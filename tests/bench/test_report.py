@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mlalab.bench import report
-from mlalab.bench.cells import CellResult, Parity
+from mlalab.bench.cells import CellResult, CellSpec, Parity
 from mlalab.bench.report import document, ratios, table
 from mlalab.errors import TraceError
 from tests.bench.stand_ins import CPU, LIMITS, result_of
@@ -41,12 +41,14 @@ def test_the_table(golden):
 
 
 def test_a_table_of_checks_alone(golden):
-    rows = (result_of(1, times=False), result_of(8, parity=WRONG, times=False))
+    broken = CellResult(CellSpec(heads=16, tokens=9), 0, {}, failures={"cell": "OSError: no"})
+    rows = (result_of(1, times=False), result_of(8, parity=WRONG, times=False), broken)
     golden("bench_checks", table(rows, None))
 
 
 def test_a_table_of_nothing_is_its_head():
-    assert table([], None).split() == list(report._HEAD)
+    assert table([], LIMITS).splitlines()[-1].split() == list(report._HEAD)
+    assert table([], None).splitlines()[-1].split("  ") == list(report._CHECK_HEAD)
 
 
 def test_a_wrong_cell_has_no_figures_in_the_table():
