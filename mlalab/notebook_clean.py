@@ -29,34 +29,50 @@ _METADATA = {
 def clean_paths(paths: Sequence[Path], *, check: bool) -> list[Path]:
     """Normalise each notebook in place and return those that were not in normal form.
 
+    All are read before one is written: where one cannot be cleaned, none is.
+
     Args:
         paths: notebook files.
         check: only report, write nothing.
 
     Raises:
-        ConfigError: a path that is not a readable notebook of format 4.
+        ConfigError: a path that is not a readable notebook of format 4, or cannot be written.
     """
-    changed = []
+    changed = {}
     for path in paths:
         before = _read(path)
         after = clean_text(before, name=str(path))
         if after != before:
-            changed.append(path)
-            if not check:
-                path.write_text(after, encoding="utf-8", newline="\n")
-    return changed
+            changed[path] = after
+    for path, text in () if check else changed.items():
+        try:
+            path.write_text(text, encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise ConfigError(f"Cannot write the notebook {path}: {error.strerror}.") from error
+    return list(changed)
 
 
 def clean_text(text: str, *, name: str = "notebook") -> str:
-    """Return the normal form of a notebook given as JSON text; `name` is used in errors."""
+    """Return the normal form of a notebook given as JSON text; `name` is used in errors.
+
+    Raises:
+        ConfigError: it is not a complete notebook of format 4.
+    """
     try:
         notebook = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{name} is not a notebook: it cannot be read as JSON ({error})."
+        ) from error
+    try:
         if notebook["nbformat"] != 4:
             raise ConfigError(f"{name} is not in notebook format 4; save it again from JupyterLab.")
         numbers, ids = count(1), set[str]()
         cells = [_clean_cell(cell, numbers, ids) for cell in notebook["cells"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{name} is not a complete notebook: {error!r}.") from error
+    except KeyError as error:
+        raise ConfigError(f"{name} is not a complete notebook: it has no {error}.") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{name} is not a complete notebook: {error}.") from error
     # Cell ids exist from minor version 5 on.
     normal = {"cells": cells, "metadata": _METADATA, "nbformat": 4, "nbformat_minor": 5}
     return json.dumps(normal, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
@@ -66,8 +82,10 @@ def _read(path: Path) -> str:
     try:
         # Line ends are kept, so that a file with \r\n is seen to differ.
         return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read the notebook {path}: {error}.") from error
+    except OSError as error:
+        raise ConfigError(f"Cannot read the notebook {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a notebook: it is not text in UTF-8.") from error
 
 
 def _clean_cell(cell: Cell, numbers: Iterator[int], ids: set[str]) -> Cell:

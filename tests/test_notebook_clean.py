@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from mlalab.cli import main
 from mlalab.errors import ConfigError
 from mlalab.notebook_clean import WIDGET_MIME, clean_paths, clean_text
 
@@ -127,20 +128,59 @@ def test_check_reports_without_writing(tmp_path):
     assert clean_paths([dirty, tidy], check=True) == []
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"nbformat": 3, "worksheets": []}', '{"nbformat": 4, "cells": [{}]}']
-)
-def test_what_is_no_notebook_is_refused(text, tmp_path):
+BROKEN = [
+    ("", "is not a notebook: it cannot be read as JSON"),
+    ("{", "is not a notebook: it cannot be read as JSON"),
+    ("import mlalab\n", "is not a notebook: it cannot be read as JSON"),
+    ("[" * 100_000, "is not a notebook: it cannot be read as JSON"),
+    ("[]", "is not a complete notebook"),
+    ('{"nbformat": 3, "worksheets": []}', "is not in notebook format 4"),
+    ('{"nbformat": 4}', "is not a complete notebook: it has no 'cells'"),
+    ('{"nbformat": 4, "cells": [{}]}', "is not a complete notebook: it has no 'cell_type'"),
+    (
+        '{"nbformat": 4, "cells": [{"cell_type": "raw", "source": [], "metadata": []}]}',
+        "is not a complete notebook",
+    ),
+    (b"\xff\xfe", "is not a notebook: it is not text in UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("content", "said"), BROKEN, ids=range(len(BROKEN)))
+def test_what_is_no_notebook_is_refused_and_nothing_is_written(content, said, tmp_path, capsys):
+    dirty, bad = tmp_path / "dirty.ipynb", tmp_path / "n.ipynb"
+    dirty.write_text(text_of(code("x ")), encoding="utf-8")
+    bad.write_bytes(content if isinstance(content, bytes) else content.encode())
+    before = dirty.read_bytes(), bad.read_bytes()
+    assert main(["clean", str(dirty), str(bad)]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(f"mlalab: {bad} {said}")
+    assert told.err.count("\n") == 1
+    assert (dirty.read_bytes(), bad.read_bytes()) == before
+
+
+@pytest.mark.parametrize(("name", "said"), [("absent.ipynb", "No such file"), (".", "directory")])
+def test_what_is_no_file_is_one_sentence_and_nothing_is_written(name, said, tmp_path, capsys):
+    dirty = tmp_path / "dirty.ipynb"
+    dirty.write_text(text_of(code("x ")), encoding="utf-8")
+    before = dirty.read_bytes()
+    assert main(["clean", str(dirty), str(tmp_path / name)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"mlalab: Cannot read the notebook {tmp_path / name}: ")
+    assert said in told
+    assert told.count(str(tmp_path / name)) == told.count("\n") == 1
+    assert dirty.read_bytes() == before
+
+
+def test_a_notebook_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
     path = tmp_path / "n.ipynb"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"n\.ipynb is not"):
+    path.write_text(text_of(code("x ")), encoding="utf-8")
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(ConfigError, match=r"Cannot write .*n\.ipynb: No space left on device\.$"):
         clean_paths([path], check=False)
-    assert path.read_text(encoding="utf-8") == text
-
-
-def test_missing_file_is_one_readable_sentence(tmp_path):
-    with pytest.raises(ConfigError, match="Cannot read the notebook"):
-        clean_paths([tmp_path / "absent.ipynb"], check=True)
 
 
 def test_committed_notebooks_are_clean():
