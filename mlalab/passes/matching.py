@@ -32,6 +32,7 @@ from mlalab.passes.fingerprint import fingerprint
 from mlalab.passes.fusion import Fusion, PassResult, Variant
 from mlalab.passes.pattern_records import Patterns, source_line
 from mlalab.passes.placing import Place, Taken, place_of
+from mlalab.passes.summing import keep_dense
 from mlalab.passes.tracing import dims, meaning
 from mlalab.passes.values import refresh
 from mlalab.recorder import watch
@@ -206,7 +207,11 @@ def replace(accepted: Accepted, graph: fx.Graph) -> MatchRecord:
     anchor = match.output_node()
     matched = tuple(node.name for node in match.nodes)
     accepted.place.make_room()
+    given = exact.replacement.graph.output_node().args[0]
     with watch(graph.owning_module, rewiring=False) as events:
+        for node, by in zip(match.output_nodes(), given, strict=True):
+            if node is not None:
+                keep_dense(node, value_of(by))
         match.replace_with_graph(exact.replacement, accepted.arguments)
     created = [node for node in events.created if not node._erased]
     give_own_values(created)

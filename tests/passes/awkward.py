@@ -56,6 +56,26 @@ def rotated_key_read(layer, positions, q, kv_c, k_pe):
     return finish(layer, q, kv_c, k_pe), k_pe.relu()
 
 
+def rotated_key_summed(layer, positions, q, kv_c, k_pe):
+    """Something sums the rotated key, in the order in which it lies in memory."""
+    k_pe = rotate(layer, positions, q, k_pe)
+    return finish(layer, q, kv_c, k_pe), k_pe.sum(), k_pe.squeeze(1).mean()
+
+
+def rotated_query_summed(layer, positions, q, kv_c, k_pe):
+    """Something sums the rotated query, in the order in which it lies in memory."""
+    nope = layer.shape.qk_nope_head_dim
+    q_rot, k_pe = layer.rotary_emb(positions, q[..., nope:], k_pe)
+    q[..., nope:] = q_rot
+    return finish(layer, q, kv_c, k_pe), q_rot.sum()
+
+
+def rotated_key_summed_later(layer, positions, q, kv_c, k_pe):
+    """Something sums what is dense however the rotated key lies."""
+    k_pe = rotate(layer, positions, q, k_pe)
+    return finish(layer, q, kv_c, k_pe), (k_pe * 2).sum()
+
+
 def cos_read(layer, positions, q, kv_c, k_pe):
     """Something reads a node inside the pattern."""
     k_pe = rotate(layer, positions, q, k_pe)

@@ -30,6 +30,7 @@ from tests.passes.models import (
 CLEAN = [
     awkward.rotated_query_read,
     awkward.rotated_key_read,
+    awkward.rotated_key_summed_later,
     awkward.cos_read,
     awkward.query_scaled,
     awkward.query_scaled_in_place,

@@ -1,0 +1,45 @@
+"""Readers that sum in the order of memory, and what a fusion owes them.
+
+A reduction over a dense tensor runs over it as one row, and over one with gaps row by row: the same
+elements, another order, other last bits. A fused op rotates in place, so its result has the gaps of
+the slice it came from, where plain arithmetic made a dense tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, fx
+
+from mlalab.graphs import aten, fake_mode_of, is_view, value_of
+from mlalab.passes.values import is_dense
+
+
+def keep_dense(node: fx.Node, new: Tensor) -> None:
+    """Give readers that sum `node` a dense copy of it, where what comes in its place is not dense.
+
+    Args:
+        node: a tensor of a graph; a `node` that is not dense itself is left alone.
+        new: the value that is to replace its own.
+    """
+    old, readers = value_of(node), list(_summing(node))
+    if not readers or not is_dense(old) or is_dense(new):
+        return
+    dense = {"memory_format": torch.contiguous_format}
+    with node.graph.inserting_after(node):
+        copy = node.graph.call_function(aten.clone.default, (node,), dense)
+    with fake_mode_of(old):
+        copy.meta["val"] = aten.clone.default(old, **dense)
+    for reader in readers:
+        reader.replace_input_with(node, copy)
+
+
+def _summing(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield the users of `node` that reduce it, and views of it that something reduces."""
+    for user in node.users:
+        if is_view(user):
+            if any(True for _ in _summing(user)):
+                yield user
+        elif torch.Tag.reduction in getattr(user.target, "tags", ()):
+            yield user
