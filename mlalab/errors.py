@@ -35,6 +35,10 @@ class VerifyError(MlalabError):
     """A graph that a pass left malformed: found by the driver, never meant to reach a user."""
 
 
+class ServingError(MlalabError):
+    """A step of a serving run that failed, or a run that lost a request or a cache block."""
+
+
 class PassWarning(UserWarning):
     """A pass that was asked for and does not run, or ran and found nothing to fuse."""
 
