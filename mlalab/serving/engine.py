@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from mlalab.errors import ServingError, first_line
 from mlalab.serving.clock import Clock, WallClock
 from mlalab.serving.metrics import RequestTimes
-from mlalab.serving.requests import RequestSpec, Tokens, prompt_tokens
+from mlalab.serving.requests import RequestSpec, prompt_tokens
 from mlalab.serving.scheduler import Scheduler
 from mlalab.serving.steps import Request, Step
 
@@ -103,7 +103,7 @@ class Engine:
         return Result(tuple(r.outputs for r in requests), tuple(times), dict(self.steps))
 
     def _serve(
-        self, trace: Sequence[RequestSpec], prompts: Sequence[Tokens]
+        self, trace: Sequence[RequestSpec], prompts: Sequence[Sequence[int]]
     ) -> tuple[list[Request], dict[int, list[float]]]:
         """Return the requests of the trace, served, and when each token came, by request."""
         requests: list[Request] = []

@@ -19,8 +19,6 @@ import numpy.typing as npt
 from mlalab.errors import ConfigError, InputError
 from mlalab.trace_files import write_whole
 
-Tokens = npt.NDArray[np.int64]
-
 # Mean and deviation of the logarithm. Clipped to the bounds, both means are about 200 tokens, as in
 # the conversations of ShareGPT that serving benchmarks replay.
 _PROMPT, _OUTPUT = (4.77, 1.1), (4.85, 1.0)
@@ -118,10 +116,11 @@ def equal_requests(
     return tuple(RequestSpec(float(time), prompt_len, output_len) for time in times)
 
 
-def prompt_tokens(spec: RequestSpec, index: int, vocab_size: int, seed: int = 0) -> Tokens:
-    """Return the prompt of the trace's request at `index`, `[prompt_len]` int64."""
+def prompt_tokens(spec: RequestSpec, index: int, vocab_size: int, seed: int = 0) -> list[int]:
+    """Return the prompt of the trace's request at `index`: ids from 0 to below `vocab_size`."""
     generator = np.random.default_rng([seed, 2, index])
-    return generator.integers(0, vocab_size, spec.prompt_len, dtype=np.int64)
+    tokens: list[int] = generator.integers(0, vocab_size, spec.prompt_len).tolist()
+    return tokens
 
 
 def save_jsonl(path: Path, trace: Sequence[RequestSpec]) -> None:

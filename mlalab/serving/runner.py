@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mlalab.context import BatchMetadata, ForwardContext, forward_context
 from mlalab.serving.model import Decoder, Graph
-from mlalab.serving.steps import Step
+from mlalab.serving.steps import Request, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class ModelRunner:
         self._layers = decoder.attention_layers
         self._device, self._block_size = decoder.device, block_size
         self._width = -(-max_model_len // block_size)
-        self._served: tuple[int, ...] = ()
+        self._served: tuple[Request, ...] = ()
         self._blocks = np.zeros((0, self._width), dtype=np.int32)
         self._block_table = torch.from_numpy(self._blocks).to(self._device)
 
@@ -96,15 +96,14 @@ class ModelRunner:
 
     def _lay_out_blocks(self, step: Step) -> None:
         """Bring the block table up to date; a request's blocks never change while it runs."""
-        served = tuple(request.id for request in step.requests)
-        if served == self._served:
+        if step.requests == self._served:
             return
-        blocks = np.zeros((len(served), self._width), dtype=np.int32)
+        blocks = np.zeros((len(step.requests), self._width), dtype=np.int32)
         for row, request in zip(blocks, step.requests, strict=True):
             assert request.blocks is not None
             row[: request.blocks.size] = request.blocks
         self._block_table = torch.from_numpy(blocks).to(self._device)
-        self._blocks, self._served = blocks, served
+        self._blocks, self._served = blocks, step.requests
 
     def _to_device(self, *arrays: npt.NDArray[np.int64]) -> list[Tensor]:
         """Return the arrays as tensors, copied as one."""
@@ -118,10 +117,6 @@ class ModelRunner:
 
 def _tokens_of(step: Step) -> npt.NDArray[np.int64]:
     """Return the token ids of the step, `[T]`."""
-    parts = [
-        request.tokens[context : context + length]
-        for request, context, length in zip(
-            step.requests, step.context_lens, step.query_lens, strict=True
-        )
-    ]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+    spans = zip(step.requests, step.context_lens, step.query_lens, strict=True)
+    tokens = [t for r, start, length in spans for t in r.tokens[start : start + length]]
+    return np.array(tokens, dtype=np.int64)

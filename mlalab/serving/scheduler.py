@@ -15,7 +15,6 @@ import numpy as np
 
 from mlalab.errors import ConfigError, InputError
 from mlalab.serving.blocks import BlockPool
-from mlalab.serving.requests import Tokens
 from mlalab.serving.steps import Request, Step
 
 
@@ -90,19 +89,17 @@ class Scheduler:
                 f"and there are {self.pool.num_blocks}; shorten it or allocate more blocks."
             )
 
-    def submit(self, prompt: Tokens, output_len: int) -> Request:
+    def submit(self, prompt: Sequence[int], output_len: int) -> Request:
         """Queue a request.
 
         Args:
-            prompt: `[prompt_len]` int64 token ids.
+            prompt: token ids.
 
         Raises:
             InputError: it could never run.
         """
-        self.check(prompt.size, output_len)
-        tokens = np.zeros(prompt.size + output_len, dtype=np.int64)
-        tokens[: prompt.size] = prompt
-        request = Request(self._next_id, tokens, prompt.size)
+        self.check(len(prompt), output_len)
+        request = Request(self._next_id, [*prompt], len(prompt), output_len)
         self._next_id += 1
         self._waiting.append(request)
         return request
@@ -154,7 +151,7 @@ class Scheduler:
         """Yield requests with prompts to cache, oldest first, admitted one by one as asked for."""
         yield from [r for r in self._running.values() if not r.decodes]
         while self._waiting and self.num_running < self.max_num_seqs:
-            needed = self.pool.blocks_for(self._waiting[0].tokens.size)
+            needed = self.pool.blocks_for(self._waiting[0].num_tokens)
             if needed > self.pool.num_free:
                 return
             request = self._waiting.popleft()
@@ -184,17 +181,13 @@ class Scheduler:
         for request, length in zip(step.requests, step.query_lens, strict=True):
             if request.id in self._running:
                 request.num_cached += length
-        told = []
-        for place, token in zip(step.sampled, next_tokens, strict=True):
-            request = step.requests[place]
-            if request.id not in self._running:
-                continue
-            request.tokens[request.prompt_len + request.num_outputs] = token
-            request.num_outputs += 1
-            told.append(request)
+        pairs_told = zip((step.requests[at] for at in step.sampled), next_tokens, strict=True)
+        told = [(r, token) for r, token in pairs_told if r.id in self._running]
+        for request, token in told:
+            request.tokens.append(token)
             if request.finished:
                 self._retire(request)
-        return tuple(told)
+        return tuple(request for request, _ in told)
 
     def _retire(self, request: Request) -> None:
         assert request.blocks is not None

@@ -7,31 +7,28 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from mlalab.serving.requests import Tokens
-
 
 @dataclass(slots=True, eq=False)
 class Request:
     """A request that was submitted.
 
     Args:
-        tokens: `[prompt_len + output_len]` int64; outputs are filled in as they come.
+        tokens: prompt and what was generated so far.
         blocks: int32 cache blocks, in order; None before admission.
         num_cached: tokens whose cache rows are written.
-        num_outputs: tokens that were generated.
     """
 
     id: int
-    tokens: Tokens
+    tokens: list[int]
     prompt_len: int
+    output_len: int
     blocks: npt.NDArray[np.int32] | None = None
     num_cached: int = 0
-    num_outputs: int = 0
 
     @property
-    def output_len(self) -> int:
-        """Tokens to generate."""
-        return self.tokens.size - self.prompt_len
+    def num_tokens(self) -> int:
+        """Tokens of prompt and output together, once it is finished."""
+        return self.prompt_len + self.output_len
 
     @property
     def decodes(self) -> bool:
@@ -41,12 +38,12 @@ class Request:
     @property
     def finished(self) -> bool:
         """Whether every output was generated."""
-        return self.num_outputs == self.output_len
+        return len(self.tokens) == self.num_tokens
 
     @property
     def outputs(self) -> tuple[int, ...]:
         """What was generated so far."""
-        return tuple(self.tokens[self.prompt_len :][: self.num_outputs].tolist())
+        return tuple(self.tokens[self.prompt_len :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +64,12 @@ class Step:
     sampled: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        ends = tuple(
+        last_chunks = (
             place
-            for place, request in enumerate(self.requests)
-            if self.context_lens[place] + self.query_lens[place] >= request.prompt_len
+            for place in range(self.num_decodes, len(self.requests))
+            if self.context_lens[place] + self.query_lens[place] == self.requests[place].prompt_len
         )
-        object.__setattr__(self, "sampled", ends)
+        object.__setattr__(self, "sampled", (*range(self.num_decodes), *last_chunks))
 
     @property
     def num_tokens(self) -> int:
