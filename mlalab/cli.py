@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlalab import __version__
+from mlalab.cli_bench import add_bench
 from mlalab.errors import MlalabError
 
 
@@ -76,30 +77,6 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _bench(arguments: argparse.Namespace) -> int:
-    from mlalab.bench.command import decode_prep
-    from mlalab.env import device_named
-
-    return decode_prep(
-        device_named(arguments.device),
-        tokens=arguments.tokens,
-        heads=arguments.heads,
-        formats=arguments.formats,
-        quick=arguments.quick,
-        check_only=arguments.check_only,
-        replays=arguments.replays,
-        out=arguments.out,
-    )
-
-
-def _tune(arguments: argparse.Namespace) -> int:
-    from mlalab.bench.tune import tune
-    from mlalab.env import device_named
-
-    cells = {name: getattr(arguments, name) for name in ("tokens", "heads", "formats")}
-    return tune(device_named(arguments.device), arguments.out, **cells)
-
-
 def _sweep(arguments: argparse.Namespace) -> int:
     from mlalab.sweeps.command import write
 
@@ -129,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_trace(commands)
     _add_sweep(commands)
-    _add_bench(commands)
+    add_bench(commands)
 
     doctor = commands.add_parser("doctor", help="what this machine is and what it can run")
     doctor.set_defaults(run=_doctor)
@@ -187,37 +164,6 @@ def _add_sweep(commands: Any) -> None:
     sweep.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found")
     sweep.add_argument("--csv", type=Path, metavar="FILE", help="write the times")
     sweep.add_argument("--figure", type=Path, metavar="FILE", help="write the picture, as SVG")
-
-
-def _add_bench(commands: Any) -> None:
-    bench = commands.add_parser("bench", help="check and time the fused kernels on a GPU")
-    bench.set_defaults(run=_bench)
-    bench.add_argument("what", choices=("decode-prep",), help="decode-prep: query and cache write")
-    _add_cells(bench)
-    bench.add_argument("--quick", action="store_true", help="6 cells instead of 63")
-    bench.add_argument("--replays", type=int, default=20, help="samples of each time (20)")
-    bench.add_argument("--check-only", action="store_true", help="check the kernels, time nothing")
-    bench.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON")
-
-    tune = commands.add_parser("tune", help="find the fused kernel's best configurations on a GPU")
-    tune.set_defaults(run=_tune)
-    _add_cells(tune)
-    tune.add_argument("--out", type=Path, metavar="FILE", required=True, help="table to extend")
-
-
-def _add_cells(command: Any) -> None:
-    def numbers(text: str) -> list[int]:
-        return [int(part) for part in text.split(",")]
-
-    command.add_argument("--device", help="cuda or cpu (the accelerator when there is one)")
-    command.add_argument("--tokens", type=numbers, metavar="T,T,...", help="tokens in the batch")
-    command.add_argument("--heads", type=numbers, metavar="N,N,...", help="query heads")
-    command.add_argument(
-        "--formats",
-        type=lambda text: text.split(","),
-        metavar="Q/C,...",
-        help="of query and cache: fp8/fp8, bf16/fp8, bf16/bf16",
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,134 @@
+"""`python -m mlalab bench serve`: a trace of requests through every form of a decoder.
+
+Each form first serves the trace by a clock that makes the same batches every time: that warms it
+up, and its tokens must be those of every other form. Then the forms are timed in turn, run by run,
+so that a machine that drifts drifts for all of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from mlalab.bench.report import machine, save
+from mlalab.bench.serve_faces import Contestant
+from mlalab.bench.serve_options import Plan, ServeOptions, plan
+from mlalab.bench.serve_report import FaceResult, described, document, table
+from mlalab.serving.clock import Clock, VirtualClock, WallClock
+from mlalab.serving.metrics import summarise
+from mlalab.trace_files import require_folder
+
+Tokens = tuple[tuple[int, ...], ...]
+
+
+def serve(device: torch.device, options: ServeOptions, out: Path | None = None) -> int:
+    """Serve a trace with each form and print a table; returns the exit code.
+
+    0 when all forms gave the same tokens, 1 when not, 130 when interrupted: what was finished is
+    then printed and saved all the same.
+
+    Args:
+        out: where to save the results as JSON.
+
+    Raises:
+        ConfigError: an option that cannot be used.
+        InputError: a request that could never be served.
+        ServingError: a step failed.
+    """
+    planned = plan(device, options)
+    if out is not None:
+        require_folder(out)
+    facts = machine(device)
+    _say(", ".join(f"{name} {fact}" for name, fact in facts.items()))
+    print(described(planned.model, planned.setting, planned.trace))
+    bench = _Bench(planned)
+    interrupted = False
+    try:
+        bench.set_up()
+        bench.time()
+    except KeyboardInterrupt:
+        interrupted = True
+    results = bench.results
+    if out is not None:
+        save(out, document(facts, planned, results, interrupted))
+    if results:
+        print(table(results))
+    for result in results:
+        if result.differing:
+            _say(_difference(result, results[0].name, len(planned.trace)))
+    if interrupted:
+        _say("interrupted")
+        return 130
+    return 1 if any(result.differing for result in results) else 0
+
+
+class _Bench:
+    """The forms of a plan, and what was found of each so far."""
+
+    def __init__(self, planned: Plan) -> None:
+        self.plan = planned
+        self.contestants: list[Contestant] = []
+        self.results: list[FaceResult] = []
+        self._tokens: list[Tokens] = []
+
+    def set_up(self) -> None:
+        """Build every form, and let it serve the trace once: warm-up and check in one."""
+        for face, level in self.plan.forms:
+            weights = self.contestants[0].decoder if self.contestants else None
+            contestant = Contestant(face, level, self.plan.setting, weights)
+            _say(f"{contestant.name}: ready after {contestant.set_up.compile_s:.1f} s ...")
+            for warning in contestant.set_up.warnings:
+                _say(f"{contestant.name}: {warning}")
+            result = FaceResult(contestant.name, contestant.set_up)
+            tokens = self._serve(contestant, result, VirtualClock())
+            self.contestants.append(contestant)
+            self.results.append(result)
+            self._tokens.append(tokens)
+            _compare(result, tokens, self._tokens[0])
+
+    def time(self) -> None:
+        """Time every form in turn, run by run."""
+        for _ in range(self.plan.runs):
+            for contestant, result, expected in zip(
+                self.contestants, self.results, self._tokens, strict=True
+            ):
+                tokens = self._serve(contestant, result, WallClock())
+                # With arrivals in between, batches depend on the time, and rounding on batches.
+                if not any(spec.arrival_s for spec in self.plan.trace):
+                    _compare(result, tokens, expected)
+
+    def _serve(self, contestant: Contestant, result: FaceResult, clock: Clock) -> Tokens:
+        served, peak = contestant.serve(self.plan.trace, clock)
+        if isinstance(clock, WallClock):
+            result.runs.append(summarise(served.times))
+        result.steps = served.steps
+        result.peak_bytes = max(result.peak_bytes, peak)
+        result.compiled_later = contestant.compiled_later
+        return served.tokens
+
+
+def _compare(result: FaceResult, tokens: Tokens, expected: Tokens) -> None:
+    """Note which requests have other tokens than expected."""
+    differing = [i for i, pair in enumerate(zip(tokens, expected, strict=True)) if len({*pair}) > 1]
+    result.differing = max(result.differing, len(differing))
+    if differing and result.first_difference is None:
+        first = differing[0]
+        pairs = zip(tokens[first], expected[first], strict=True)
+        place = next(i for i, pair in enumerate(pairs) if len({*pair}) > 1)
+        result.first_difference = (first, place)
+
+
+def _difference(result: FaceResult, first: str, requests: int) -> str:
+    assert result.first_difference is not None
+    request, place = result.first_difference
+    than = f"than {first}" if result.name != first else "in one run than in another"
+    return (
+        f"{result.name} generated other tokens {than} for {result.differing} of {requests} "
+        f"requests, first at token {place} of request {request}; its speed is not compared."
+    )
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

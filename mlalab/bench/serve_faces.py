@@ -1,0 +1,221 @@
+"""What the serving benchmark compares: one decoder in several forms, its weights shared.
+
+Each form is built, compiled and captured before anything is timed; what that took is kept apart.
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mlalab.cache import KVCacheDtype
+from mlalab.compile.capture import Mode
+from mlalab.compile.config import FUSION_FLAGS, PassConfig
+from mlalab.compile.dispatch import CompiledModel
+from mlalab.compile.settings import CompileConfig
+from mlalab.errors import ConfigError, PassWarning
+from mlalab.layers.options import LayerOptions
+from mlalab.serving.blocks import BlockPool
+from mlalab.serving.clock import Clock
+from mlalab.serving.engine import Engine, Result
+from mlalab.serving.model import Decoder, DecoderShape, Graph
+from mlalab.serving.requests import RequestSpec
+from mlalab.serving.runner import ModelRunner
+from mlalab.serving.scheduler import Scheduler
+from mlalab.workbench import BLOCK_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """A form of the model.
+
+    Args:
+        exposed: whether attention's split of decode and prefill rows stands in the graph.
+        passes: what is fused, where it is not left to the level; None: nothing is compiled.
+    """
+
+    exposed: bool
+    passes: PassConfig | None
+
+
+_PLAIN = PassConfig(**dict.fromkeys(FUSION_FLAGS, False))
+_FUSED = PassConfig(fuse_rope_kvcache_cat_mla=True, fuse_aiter_qk_rope_kvcache_mla=True)
+FACES: Mapping[str, Face] = {
+    "eager": Face(False, None),
+    "opaque": Face(False, _PLAIN),
+    "opaque+passes": Face(False, _FUSED),
+    "exposed": Face(True, _PLAIN),
+    "exposed+passes": Face(True, _FUSED),
+}
+CUDA_GRAPHS = ("none",)
+"""What `wrap` knows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSetting:
+    """What all forms have in common; the limits are those of scheduler and compiled model alike.
+
+    Args:
+        seed: of weights and prompts.
+        num_blocks: cache blocks of `BLOCK_SIZE` tokens.
+    """
+
+    shape: DecoderShape
+    device: torch.device
+    dtype: torch.dtype
+    mode: Mode
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    max_model_len: int
+    num_blocks: int
+    kv_cache_dtype: KVCacheDtype = "auto"
+    cuda_graphs: str = "none"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SetUp:
+    """What came before the first request.
+
+    Args:
+        compile_s, capture_s: seconds for compiling, and for capturing CUDA graphs.
+        graphs: that were compiled, `cached` of them by an earlier process.
+        resident_bytes: weights, cache and what else the form holds; 0 on a CPU.
+        warnings: what the compiler had to say.
+    """
+
+    compile_s: float = 0.0
+    capture_s: float = 0.0
+    graphs: int = 0
+    cached: int = 0
+    resident_bytes: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+def wrap(model: Graph, cuda_graphs: str) -> Graph:
+    """Return the model behind CUDA graphs of this mode, captured.
+
+    Raises:
+        ConfigError: a mode that does not exist.
+    """
+    if cuda_graphs not in CUDA_GRAPHS:
+        raise ConfigError(f"CUDA graphs are {', '.join(CUDA_GRAPHS)}, got {cuda_graphs!r}.")
+    return model
+
+
+class Contestant:
+    """One form of the model, ready to serve.
+
+    Args:
+        face: a name of `FACES`.
+        level: optimisation level; None for a face that is not compiled.
+        weights: of another form, to be shared; None: own ones.
+    """
+
+    def __init__(
+        self, face: str, level: str | None, setting: ServeSetting, weights: Decoder | None
+    ) -> None:
+        self.name = face if level is None else f"{face} {level}"
+        self.face, self.level, self.setting = face, level, setting
+        before = _allocated(setting.device)
+        self.decoder = _decoder(FACES[face], setting, weights)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", PassWarning)
+            self.compiled, compile_s = self._compile()
+        start = time.perf_counter()
+        graph = wrap(self.compiled or self.decoder.stack, setting.cuda_graphs)
+        _wait_for(setting.device)
+        capture_s = time.perf_counter() - start
+        self.runner = ModelRunner(
+            self.decoder, graph, max_model_len=setting.max_model_len, block_size=BLOCK_SIZE
+        )
+        shared = _weight_bytes(self.decoder) if weights and setting.device.type == "cuda" else 0
+        entries = self.compiled.entries.values() if self.compiled else ()
+        self.set_up = SetUp(
+            *(compile_s, capture_s, len(entries), sum(entry.cached for entry in entries)),
+            resident_bytes=_allocated(setting.device) - before + shared,
+            warnings=tuple(dict.fromkeys(str(warning.message) for warning in told)),
+        )
+
+    def _compile(self) -> tuple[CompiledModel | None, float]:
+        passes, setting = FACES[self.face].passes, self.setting
+        if passes is None or self.level is None:
+            return None, 0.0
+        start = time.perf_counter()
+        config = CompileConfig(
+            level=self.level,
+            pass_config=passes,
+            mode=setting.mode,
+            max_num_batched_tokens=setting.max_num_batched_tokens,
+            max_num_seqs=setting.max_num_seqs,
+        )
+        model = CompiledModel(self.decoder.stack, config)
+        model.warm_up()
+        _wait_for(setting.device)
+        return model, time.perf_counter() - start
+
+    @property
+    def compiled_later(self) -> int:
+        """Graphs that were compiled since everything was to be ready: there should be none."""
+        return len(self.compiled.entries) - self.set_up.graphs if self.compiled else 0
+
+    def serve(self, trace: Sequence[RequestSpec], clock: Clock) -> tuple[Result, int]:
+        """Return what serving the trace gave, and the most bytes that were in use.
+
+        On a CPU these are the bytes that the whole process ever had.
+        """
+        setting = self.setting
+        scheduler = Scheduler(
+            BlockPool(setting.num_blocks, BLOCK_SIZE),
+            max_num_batched_tokens=setting.max_num_batched_tokens,
+            max_num_seqs=setting.max_num_seqs,
+            max_model_len=setting.max_model_len,
+        )
+        engine = Engine(
+            *(scheduler, self.runner),
+            vocab_size=setting.shape.vocab_size,
+            seed=setting.seed,
+            clock=clock,
+        )
+        # A collection in the midst of a run would be one form's bad luck.
+        gc.collect()
+        if setting.device.type != "cuda":
+            return engine.run(trace), 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = _allocated(setting.device)
+        torch.cuda.reset_peak_memory_stats(setting.device)
+        result = engine.run(trace)
+        passing = torch.cuda.max_memory_allocated(setting.device) - before
+        return result, self.set_up.resident_bytes + passing
+
+
+def _decoder(face: Face, setting: ServeSetting, weights: Decoder | None) -> Decoder:
+    options = LayerOptions(
+        kv_cache_dtype=setting.kv_cache_dtype,
+        dtype=setting.dtype,
+        device=setting.device,
+        exposed=face.exposed,
+    )
+    decoder = Decoder(setting.shape, options, setting.seed)
+    if weights is not None:
+        decoder.share_weights(weights)
+    decoder.allocate_cache(setting.num_blocks, BLOCK_SIZE)
+    return decoder
+
+
+def _weight_bytes(decoder: Decoder) -> int:
+    return sum(weight.nbytes for weight in decoder.parameters())
+
+
+def _allocated(device: torch.device) -> int:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
