@@ -8,6 +8,8 @@ so that a machine that drifts drifts for all of them.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,7 +17,7 @@ import torch
 from mlalab.bench.report import machine, save
 from mlalab.bench.serve_faces import Contestant
 from mlalab.bench.serve_options import Plan, ServeOptions, plan
-from mlalab.bench.serve_report import FaceResult, described, document, table
+from mlalab.bench.serve_report import FaceResult, Run, described, document, table
 from mlalab.serving.clock import Clock, VirtualClock, WallClock
 from mlalab.serving.metrics import summarise
 from mlalab.trace_files import require_folder
@@ -46,8 +48,9 @@ def serve(device: torch.device, options: ServeOptions, out: Path | None = None) 
     bench = _Bench(planned)
     interrupted = False
     try:
-        bench.set_up()
-        bench.time()
+        with _threads_for(device):
+            bench.set_up()
+            bench.time()
     except KeyboardInterrupt:
         interrupted = True
     results = bench.results
@@ -62,6 +65,17 @@ def serve(device: torch.device, options: ServeOptions, out: Path | None = None) 
         _say("interrupted")
         return 130
     return 1 if any(result.differing for result in results) else 0
+
+
+@contextmanager
+def _threads_for(device: torch.device) -> Iterator[None]:
+    """Use one thread on a CPU: on matrices this small, several mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if device.type == "cpu" else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Bench:
@@ -102,8 +116,7 @@ class _Bench:
     def _serve(self, contestant: Contestant, result: FaceResult, clock: Clock) -> Tokens:
         served, peak = contestant.serve(self.plan.trace, clock)
         if isinstance(clock, WallClock):
-            result.runs.append(summarise(served.times))
-        result.steps = served.steps
+            result.runs.append(Run(summarise(served.times), served.steps))
         result.peak_bytes = max(result.peak_bytes, peak)
         result.compiled_later = contestant.compiled_later
         return served.tokens

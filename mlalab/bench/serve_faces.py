@@ -19,7 +19,7 @@ from mlalab.compile.capture import Mode
 from mlalab.compile.config import FUSION_FLAGS, PassConfig
 from mlalab.compile.dispatch import CompiledModel
 from mlalab.compile.settings import CompileConfig
-from mlalab.errors import ConfigError, PassWarning
+from mlalab.errors import PassWarning
 from mlalab.layers.options import LayerOptions
 from mlalab.serving.blocks import BlockPool
 from mlalab.serving.clock import Clock
@@ -54,7 +54,7 @@ FACES: Mapping[str, Face] = {
     "exposed+passes": Face(True, _FUSED),
 }
 CUDA_GRAPHS = ("none",)
-"""What `wrap` knows."""
+"""Modes that `wrap` knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +78,19 @@ class ServeSetting:
     cuda_graphs: str = "none"
     seed: int = 0
 
+    def scheduler(self) -> Scheduler:
+        """Return a scheduler within these limits, its cache empty.
+
+        Raises:
+            ConfigError: limits that cannot be used.
+        """
+        return Scheduler(
+            BlockPool(self.num_blocks, BLOCK_SIZE),
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            max_num_seqs=self.max_num_seqs,
+            max_model_len=self.max_model_len,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class SetUp:
@@ -98,14 +111,12 @@ class SetUp:
     warnings: tuple[str, ...] = ()
 
 
-def wrap(model: Graph, cuda_graphs: str) -> Graph:
-    """Return the model behind CUDA graphs of this mode, captured.
+def wrap(model: Graph, decoder: Decoder, setting: ServeSetting) -> Graph:
+    """Return what runs the decoder's stack behind CUDA graphs of the setting's mode, captured.
 
-    Raises:
-        ConfigError: a mode that does not exist.
+    Args:
+        model: the stack, or its compiled form.
     """
-    if cuda_graphs not in CUDA_GRAPHS:
-        raise ConfigError(f"CUDA graphs are {', '.join(CUDA_GRAPHS)}, got {cuda_graphs!r}.")
     return model
 
 
@@ -129,7 +140,7 @@ class Contestant:
             warnings.simplefilter("always", PassWarning)
             self.compiled, compile_s = self._compile()
         start = time.perf_counter()
-        graph = wrap(self.compiled or self.decoder.stack, setting.cuda_graphs)
+        graph = wrap(self.compiled or self.decoder.stack, self.decoder, setting)
         _wait_for(setting.device)
         capture_s = time.perf_counter() - start
         self.runner = ModelRunner(
@@ -171,14 +182,8 @@ class Contestant:
         On a CPU these are the bytes that the whole process ever had.
         """
         setting = self.setting
-        scheduler = Scheduler(
-            BlockPool(setting.num_blocks, BLOCK_SIZE),
-            max_num_batched_tokens=setting.max_num_batched_tokens,
-            max_num_seqs=setting.max_num_seqs,
-            max_model_len=setting.max_model_len,
-        )
         engine = Engine(
-            *(scheduler, self.runner),
+            *(setting.scheduler(), self.runner),
             vocab_size=setting.shape.vocab_size,
             seed=setting.seed,
             clock=clock,

@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import torch
 
-from mlalab.bench.serve_faces import FACES, ServeSetting
+from mlalab.bench.serve_faces import CUDA_GRAPHS, FACES, ServeSetting
 from mlalab.cache import KVCacheDtype
 from mlalab.compile.capture import Mode
+from mlalab.compile.config import Level
 from mlalab.errors import ConfigError
 from mlalab.serving.model import decoder_shape
 from mlalab.serving.requests import RequestSpec, equal_requests, load_jsonl, sharegpt_like
@@ -96,7 +97,7 @@ def plan(device: torch.device, options: ServeOptions) -> Plan:
 
     Raises:
         ConfigError: an option that cannot be used, or a trace too long for the model.
-        InputError: lengths below one.
+        InputError: lengths below one, or a request that the cache is too small for.
     """
     on_gpu = device.type == "cuda"
     size = _ON_CPU if not on_gpu else _QUICK if options.quick else _FULL
@@ -126,7 +127,20 @@ def plan(device: torch.device, options: ServeOptions) -> Plan:
         cuda_graphs=options.cuda_graphs,
         seed=options.seed,
     )
+    _check(setting, trace)
     return Plan(model, setting, trace, forms, runs)
+
+
+def _check(setting: ServeSetting, trace: Sequence[RequestSpec]) -> None:
+    """Refuse what would only be found out after minutes of compiling."""
+    known = {"mode": get_args(Mode), "cuda_graphs": CUDA_GRAPHS}
+    for name, values in known.items():
+        value = getattr(setting, name)
+        if value not in values:
+            raise ConfigError(f"{name} must be one of {', '.join(values)}, got {value!r}.")
+    scheduler = setting.scheduler()
+    for spec in trace:
+        scheduler.check(spec.prompt_len, spec.output_len)
 
 
 def _trace(model: str, count: int, options: ServeOptions) -> tuple[RequestSpec, ...]:
@@ -141,6 +155,8 @@ def _forms(faces: Sequence[str], levels: Sequence[str]) -> tuple[tuple[str, str 
     """Return each face with each level, and without one where it is not compiled."""
     if not faces or not {*faces} <= {*FACES}:
         raise ConfigError(f"Faces are {', '.join(FACES)}, got {', '.join(faces)!r}.")
+    if not levels or not {*levels} <= {*get_args(Level)}:
+        raise ConfigError(f"Levels are {', '.join(get_args(Level))}, got {', '.join(levels)!r}.")
     pairs = [(face, level if FACES[face].passes else None) for face in faces for level in levels]
     return tuple(dict.fromkeys(pairs))
 

@@ -10,16 +10,30 @@ from typing import Any
 
 from mlalab.bench.serve_faces import ServeSetting, SetUp
 from mlalab.bench.serve_options import Plan
+from mlalab.serving.engine import StepsTaken
 from mlalab.serving.metrics import Latency, Summary
 from mlalab.serving.requests import RequestSpec
 
 FORMAT = "mlalab-serve-1"
 _LEGEND = (
     "median over the runs (lowest..highest), and its ratio to the first column's; TTFT: time to "
-    "first token, TPOT: time per output token after it, of a request; ITL: between two tokens"
+    "first token, TPOT: time per output token after it, of a request; ITL: between two tokens; "
+    "decode tokens/s: of the steps in which every request decodes"
 )
 _LATENCIES = ("ttft", "tpot", "itl")
 _STATISTICS = ("mean", "median", "p99")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One timed run of a trace.
+
+    Args:
+        steps: what was run of each kind of step.
+    """
+
+    summary: Summary
+    steps: Mapping[str, StepsTaken]
 
 
 @dataclass(slots=True)
@@ -30,32 +44,36 @@ class FaceResult:
         differing: requests whose tokens are not those of the first form, served in the same
             batches, or not the same in every run of the same batches.
         first_difference: the first such request and the first such token of it; None without.
-        steps: of each kind, in the last run.
         peak_bytes: the most that were in use in any run.
         compiled_later: graphs that were compiled after everything was to be ready.
     """
 
     name: str
     set_up: SetUp
-    runs: list[Summary] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
     differing: int = 0
     first_difference: tuple[int, int] | None = None
-    steps: Mapping[str, int] = field(default_factory=dict)
     peak_bytes: int = 0
     compiled_later: int = 0
 
 
-def _latency(latency: str, statistic: str) -> Callable[[Summary], float | None]:
-    def of(summary: Summary) -> float | None:
-        found: Latency | None = getattr(summary, latency)
+def _latency(latency: str, statistic: str) -> Callable[[Run], float | None]:
+    def of(run: Run) -> float | None:
+        found: Latency | None = getattr(run.summary, latency)
         return None if found is None else 1000 * getattr(found, statistic)
 
     return of
 
 
-_FIGURES: Mapping[str, Callable[[Summary], float | None]] = {
-    "requests/s": lambda summary: summary.requests_per_s,
-    "output tokens/s": lambda summary: summary.output_tokens_per_s,
+def _decode_rate(run: Run) -> float | None:
+    taken = run.steps.get("decode")
+    return taken.tokens / taken.seconds if taken and taken.seconds else None
+
+
+_FIGURES: Mapping[str, Callable[[Run], float | None]] = {
+    "requests/s": lambda run: run.summary.requests_per_s,
+    "output tokens/s": lambda run: run.summary.output_tokens_per_s,
+    "decode tokens/s": _decode_rate,
     **{
         f"{latency.upper()} {statistic}, ms": _latency(latency, statistic)
         for latency in _LATENCIES
@@ -109,7 +127,9 @@ def _figure(result: FaceResult, first: FaceResult, title: str) -> str:
 
 
 def _steps(result: FaceResult) -> str:
-    return "/".join(str(result.steps.get(kind, 0)) for kind in ("prefill", "mixed", "decode"))
+    steps = result.runs[-1].steps if result.runs else {}
+    taken = (steps.get(kind, StepsTaken()) for kind in ("prefill", "mixed", "decode"))
+    return "/".join(str(of_kind.count) for of_kind in taken)
 
 
 def _tokens(result: FaceResult) -> str:
@@ -127,8 +147,11 @@ _FACTS: Mapping[str, Callable[[FaceResult], str]] = {
 }
 
 
+_ON_CPU = "\na rehearsal: on a CPU references serve every op, and times say nothing of a GPU"
+
+
 def described(name: str, setting: ServeSetting, trace: Sequence[RequestSpec]) -> str:
-    """Return in two lines what is served."""
+    """Return in a few lines what is served."""
     shape, dtype = setting.shape, str(setting.dtype).removeprefix("torch.")
     prompts, outputs = (
         sum(getattr(spec, field) for spec in trace) for field in ("prompt_len", "output_len")
@@ -136,12 +159,12 @@ def described(name: str, setting: ServeSetting, trace: Sequence[RequestSpec]) ->
     last = trace[-1].arrival_s if trace else 0.0
     when = f"arriving within {last:.2f} s" if last else "all there at the start"
     return (
-        f"{name}: {shape.num_layers} layers of width {shape.attention.hidden_size}, dense MLPs of "
-        f"{shape.intermediate_size} in place of experts, {shape.vocab_size} words, {dtype}, cache "
-        f"{setting.kv_cache_dtype}; random weights\n"
+        f"{name}: {shape.num_layers} layer(s) of width {shape.attention.hidden_size}, dense MLPs "
+        f"of {shape.intermediate_size} in place of experts, {shape.vocab_size} words, {dtype}, "
+        f"cache {setting.kv_cache_dtype}; random weights\n"
         f"{len(trace)} requests, {prompts} prompt and {outputs} output tokens, {when}; at most "
         f"{setting.max_num_seqs} requests and {setting.max_num_batched_tokens} tokens a step, "
-        f"{setting.num_blocks} cache blocks"
+        f"{setting.num_blocks} cache blocks" + _ON_CPU * (setting.device.type == "cpu")
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +17,15 @@ RunStep = Callable[[Step], Sequence[int]]
 """Runs a step and returns a token for each request of `step.sampled`."""
 
 
+@dataclass(slots=True)
+class StepsTaken:
+    """How many steps there were of one kind, their tokens, and the seconds that they took."""
+
+    count: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """A trace that was served.
@@ -24,12 +33,12 @@ class Result:
     Args:
         tokens: what was generated for each request of the trace.
         times: of each request, in seconds since the start of the trace.
-        steps: how many steps there were of each kind.
+        steps: what was run of each kind of step.
     """
 
     tokens: tuple[tuple[int, ...], ...]
     times: tuple[RequestTimes, ...]
-    steps: dict[str, int]
+    steps: dict[str, StepsTaken]
 
 
 class Engine:
@@ -53,7 +62,7 @@ class Engine:
         self.scheduler, self.run_step = scheduler, run_step
         self.vocab_size, self.seed = vocab_size, seed
         self.clock: Clock = clock or WallClock()
-        self.steps: Counter[str] = Counter()
+        self.steps: defaultdict[str, StepsTaken] = defaultdict(StepsTaken)
 
     def step(self) -> tuple[Request, ...]:
         """Run one step and return the requests that got a token from it.
@@ -65,6 +74,7 @@ class Engine:
         step = self.scheduler.schedule()
         if not step.requests:
             return ()
+        start = self.clock.now()
         try:
             tokens = self.run_step(step)
         except Exception as error:
@@ -74,8 +84,11 @@ class Engine:
                 f"{len(step.requests) - decodes} prompts) failed with {first_line(error)}; no "
                 f"request moved on, so run it again or cancel requests."
             ) from error
-        self.steps[step.kind] += 1
         self.clock.step_done()
+        taken = self.steps[step.kind]
+        taken.count += 1
+        taken.tokens += step.num_tokens
+        taken.seconds += self.clock.now() - start
         return self.scheduler.complete(step, tokens)
 
     def run(self, trace: Sequence[RequestSpec]) -> Result:
@@ -90,7 +103,7 @@ class Engine:
         for spec in trace:
             self.scheduler.check(spec.prompt_len, spec.output_len)
         prompts = [prompt_tokens(s, i, self.vocab_size, self.seed) for i, s in enumerate(trace)]
-        self.steps.clear()
+        self.steps = defaultdict(StepsTaken)
         try:
             requests, token_s = self._serve(trace, prompts)
         finally:

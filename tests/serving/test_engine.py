@@ -9,7 +9,7 @@ from mlalab.compile.dispatch import CompiledModel
 from mlalab.compile.settings import CompileConfig
 from mlalab.errors import InputError, ServingError
 from mlalab.serving.clock import VirtualClock
-from mlalab.serving.engine import Engine
+from mlalab.serving.engine import Engine, StepsTaken
 from mlalab.serving.requests import RequestSpec, prompt_tokens
 from mlalab.shapes import preset
 from tests.serving.decoders import TRACE, VOCAB, alone, decoder, engine, scheduler
@@ -65,7 +65,7 @@ def test_times_by_a_clock_that_is_known():
     assert [times.token_s for times in result.times] == [(1.25, 2.25), (3.25,), (9.0,)]
     assert [times.arrival_s for times in result.times] == [0.25, 0.5, 8.0]
     # The second came during a step, waits for it, and shares the next with a decode.
-    assert result.steps == {"prefill": 3, "mixed": 1}
+    assert result.steps == {"prefill": StepsTaken(3, 9, 3.0), "mixed": StepsTaken(1, 8, 1.0)}
 
 
 def test_an_engine_serves_one_trace_after_the_other():
