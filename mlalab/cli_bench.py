@@ -98,6 +98,7 @@ _SERVE: dict[str, tuple[Any, str, str]] = {
     "--lengths": (_lengths, "P,O", "prompt and output tokens (as in ShareGPT's conversations)"),
     "--trace": (Path, "FILE", "JSONL of arrival_s, prompt_len and output_len, instead"),
     "--seed": (int, "N", "of trace, prompts and weights (0)"),
+    "--dtype": (str, "DTYPE", "bfloat16, float16 or float32 (bfloat16; float32 on a CPU)"),
     "--kv-cache-dtype": (str, "DTYPE", "auto or fp8 (auto)"),
     "--mode": (str, "MODE", "inductor, or display to interpret the graphs (display on a CPU)"),
     "--max-num-batched-tokens": (int, "N", "most tokens of a step (2048; 32 on a CPU)"),

@@ -30,6 +30,7 @@ class ServeOptions:
         requests, rate, lengths: of a generated trace, `lengths` (prompt, output) instead of
             ShareGPT's; trace: a JSONL file of one instead.
         seed: of trace, prompts and weights.
+        dtype: of weights and activations; float32 on a CPU, bfloat16 elsewhere.
         mode: "inductor" on a GPU; "display" on a CPU, where times mean little.
         num_blocks: of the cache; by default requests wait for nothing but `max_num_seqs`.
         runs: timed runs of each form.
@@ -45,6 +46,7 @@ class ServeOptions:
     lengths: tuple[int, int] | None = None
     trace: Path | None = None
     seed: int = 0
+    dtype: str | None = None
     kv_cache_dtype: KVCacheDtype = "auto"
     mode: Mode | None = None
     max_num_batched_tokens: int | None = None
@@ -81,6 +83,7 @@ class _Size:
 _FULL = _Size("deepseek-v2-lite", None, 128, 5, 2048, 128)
 _QUICK = _Size("deepseek-v2-lite", 4, 16, 2, 512, 16)
 _ON_CPU = _Size("tiny", 1, 6, 2, 32, 4)
+_DTYPES = ("bfloat16", "float16", "float32")
 _SCALES = {"tiny": 0.05}
 """Preset → what ShareGPT's lengths are multiplied by, where not by one."""
 
@@ -117,7 +120,7 @@ def plan(device: torch.device, options: ServeOptions) -> Plan:
     setting = ServeSetting(
         shape=shape,
         device=device,
-        dtype=torch.bfloat16 if on_gpu else torch.float32,
+        dtype=_dtype(_or(options.dtype, "bfloat16" if on_gpu else "float32")),
         mode=_or(options.mode, "inductor" if on_gpu else "display"),
         max_num_batched_tokens=_or(options.max_num_batched_tokens, size.max_num_batched_tokens),
         max_num_seqs=seqs,
@@ -131,9 +134,20 @@ def plan(device: torch.device, options: ServeOptions) -> Plan:
     return Plan(model, setting, trace, forms, runs)
 
 
+def _dtype(name: str) -> torch.dtype:
+    if name not in _DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}, got {name!r}.")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
 def _check(setting: ServeSetting, trace: Sequence[RequestSpec]) -> None:
     """Refuse what would only be found out after minutes of compiling."""
-    known = {"mode": get_args(Mode), "cuda_graphs": CUDA_GRAPHS}
+    known = {
+        "kv_cache_dtype": get_args(KVCacheDtype),
+        "mode": get_args(Mode),
+        "cuda_graphs": CUDA_GRAPHS,
+    }
     for name, values in known.items():
         value = getattr(setting, name)
         if value not in values:

@@ -165,6 +165,8 @@ def test_the_document_tells_what_was_served_and_with_what(played, bench):
         (("--lengths", "20,20", "--num-blocks", "2"), "needs 3 cache blocks and there are 2"),
         (("--num-blocks", "0"), "num_blocks must be a whole number, 1 or more"),
         (("--max-num-batched-tokens", "3"), "must be at least max_num_seqs"),
+        (("--dtype", "int8"), "dtype must be one of bfloat16, float16, float32, got 'int8'"),
+        (("--kv-cache-dtype", "int4"), "kv_cache_dtype must be one of auto, fp8, got 'int4'"),
         (("--mode", "fast"), "mode must be one of display, inductor, got 'fast'"),
         (("--cuda-graphs", "SOME"), "cuda_graphs must be one of none, got 'SOME'"),
         (("--trace", "/nonexistent.jsonl"), "Cannot read /nonexistent.jsonl"),

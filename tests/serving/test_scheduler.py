@@ -148,6 +148,7 @@ def test_a_request_cancelled_during_its_step_is_passed_over():
     queue.cancel(doomed.id)
     assert queue.complete(step, [5, 6]) == (other,)
     assert (doomed.outputs, other.outputs) == ((), (6,))
+    assert doomed.num_cached == 0
 
 
 def test_a_step_that_was_not_completed_is_scheduled_again():
