@@ -55,9 +55,10 @@ types: $(READY)  ## mypy
 	@echo "[types] mypy"
 	@$(BIN)/mypy
 
+# tests/scheduling.py says what stays in one process; in order of path, as long files hold few tests.
 unit: $(READY)  ## pytest on tests/
 	@echo "[unit] pytest, $(JOBS) processes"
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # One kernel per notebook, so a notebook's cells must stay on one worker: loadfile.
 notebooks: $(READY)  ## run every notebook and compare its outputs

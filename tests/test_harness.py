@@ -67,3 +67,25 @@ def test_golden_fails_with_a_diff_until_updated(pytester):
     changed = run()
     assert changed.ret == pytest.ExitCode.TESTS_FAILED
     changed.stdout.fnmatch_lines(["*-2", "*+two"])
+
+
+def test_processes_share_no_file_and_not_the_browser(pytester):
+    """Two processes: each file and all files of the browser in one, long tests wherever."""
+    pytester.makeconftest("from tests.scheduling import pytest_xdist_make_scheduler")
+    body = "import os, pathlib, pytest\n@pytest.mark.parametrize('i', range(4))\n"
+    body += "def test_it(i): pathlib.Path('ran').open('a').write(f'{__name__} {os.getpid()}\\n')"
+    for name in ("browser/test_a", "browser/test_b", "passes/test_fuzz", "test_c", "test_d"):
+        path = pytester.path / f"tests/{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(body, encoding="utf-8")
+    options = ("-p", "no:cacheprovider", "--import-mode=importlib", "-n", "2", "--dist", "loadfile")
+    pytester.runpytest_inprocess(*options).assert_outcomes(passed=20)
+
+    processes: dict[str, set[str]] = {}
+    for line in (pytester.path / "ran").read_text(encoding="utf-8").splitlines():
+        name, process = line.split()
+        unit = "browser" if "browser" in name else name.rpartition(".")[2]
+        processes.setdefault(unit, set()).add(process)
+    apart = {unit for unit, ids in processes.items() if len(ids) > 1}
+    assert apart <= {"test_fuzz"}, processes
+    assert len(set.union(*processes.values())) == 2

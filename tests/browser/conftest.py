@@ -18,14 +18,6 @@ from tests.viz.samples import steps
 LEVELS = ("debug", "info", "log", "warning", "error")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this very hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give all tests in a browser to one process, so that one Chromium and one Lab are started."""
-    for item in items:
-        if "browser" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("browser"))
-
-
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """Chromium, driven by Playwright; a test that wants it is skipped where either is missing."""
