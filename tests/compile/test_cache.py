@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,18 +11,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+WARM = ("plain", "fused", "forget", "fused", "blind", "fused", "plain")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Return `run(*arguments)`: a new process on one cache folder for all tests here."""
+def runs(tmp_path_factory):
+    """What two processes on one cache folder found: the first fused, the second did all of WARM."""
     folder = tmp_path_factory.mktemp("inductor")
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder), "PYTHONPATH": paths}
 
-    def run(*arguments):
-        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder), "PYTHONPATH": paths}
+    def run(*actions):
         process = subprocess.run(
-            [sys.executable, "-m", "tests.compile.cached_run", *arguments],
+            [sys.executable, "-m", "tests.compile.cached_run", *actions],
             capture_output=True,
             text=True,
             cwd=ROOT,
@@ -34,8 +34,7 @@ def run(tmp_path_factory):
         assert process.returncode == 0, process.stderr[-2000:]
         return json.loads(process.stdout.splitlines()[-1])
 
-    run.folder = folder
-    return run
+    return run("fused"), run(*WARM)
 
 
 RIGHT = {"close": True, "same cache": True}
@@ -43,17 +42,17 @@ FUSED = {"matched": 1, "fused calls": 1, **RIGHT}
 PLAIN = {"matched": 0, "fused calls": 0, **RIGHT}
 
 
-def test_a_warm_cache_serves_the_same_passes_only(run):
-    assert run("fused") == {"cached": False, **FUSED}
+def test_a_warm_cache_serves_the_same_passes_only(runs):
+    (cold,), (plain, warm, forgotten, *_) = runs
+    assert cold == {"cached": False, **FUSED}
     # Everything but the passes is as it was: served from this cache, it would be fused.
-    assert run("plain") == {"cached": False, **PLAIN}
-    assert run("fused") == {"cached": True, **FUSED}
+    assert plain == {"cached": False, **PLAIN}
+    assert warm == {"cached": True, **FUSED}
     # Code without a record of what the passes did is not used.
-    shutil.rmtree(run.folder / "mlalab")
-    assert run("fused") == {"cached": False, **FUSED}
+    assert forgotten == {"cached": False, **FUSED}
 
 
-def test_without_the_uuid_it_would_serve_the_wrong_graph(run):
-    run("fused", "blind")
-    served = run("plain", "blind")
+def test_without_the_uuid_it_would_serve_the_wrong_graph(runs):
+    _, (*_, stored, served) = runs
+    assert not stored["cached"]
     assert served["cached"] and served["fused calls"] == 1
