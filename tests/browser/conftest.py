@@ -12,7 +12,8 @@ import pytest
 from mlalab.viz.cost import Measured
 from mlalab.viz.export import trace_html
 from tests.browser.chrome import CHROMIUM, FLAGS, watched
-from tests.browser.lab import Lab, serving
+from tests.browser.lab import Lab
+from tests.browser.server import serving
 from tests.viz.samples import steps
 
 LEVELS = ("debug", "info", "log", "warning", "error")

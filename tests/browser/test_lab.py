@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.browser.chrome import CONTRAST, watched
-from tests.browser.lab import NOTEBOOKS, PANEL
+from tests.browser.lab import PANEL
+from tests.browser.server import NOTEBOOKS
 
 pytestmark = pytest.mark.browser
 START = "00_start_here.ipynb"

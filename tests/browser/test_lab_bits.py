@@ -18,11 +18,9 @@ CELLS = (
 
 
 @pytest.fixture
-def notebook(lab, request) -> Iterator[object]:
+def notebook(lab) -> Iterator[object]:
     """A notebook that shows a byte, run; the one of its second cell was set to 0x80."""
-    # A file of its own: Lab asks before it saves one that was written to behind its back.
-    name = f"{request.node.name}.ipynb"
-    lab.run(name, *CELLS)
+    lab.show("bits.ipynb", *CELLS)
     lab.page.wait_for_selector(f"{PANEL} .mlalab-bits tbody tr")
     yield lab
     assert lab.errors() == []

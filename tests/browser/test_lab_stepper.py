@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import pytest
@@ -22,12 +21,10 @@ CELLS = (
 
 
 @pytest.fixture
-def notebook(lab, request) -> Iterator[object]:
+def notebook(lab) -> Iterator[object]:
     """A notebook that shows a trace, run; the stepper of its second cell is on its second step."""
-    # One of its own for each test: Lab would ask before it saves over a file that changed.
-    name = re.sub(r"\W+", "_", request.node.name) + ".ipynb"
     Trace("tiny MLA", steps(3), {"device": "cpu"}).save(lab.folder / "sample.json")
-    lab.run(name, *CELLS)
+    lab.show("stepper.ipynb", *CELLS)
     lab.page.wait_for_selector(f"{WIDGET} .picture .n")
     yield lab
     assert lab.errors() == []

@@ -13,9 +13,8 @@ PICTURE = f"{WIDGET} figure img"
 
 
 @pytest.fixture
-def shown(lab, request):
-    name = f"{request.node.name}.ipynb"  # one's own: the kernel of one just closed still stops
-    lab.run(name, "import mlalab\nsweep = mlalab.sweep(heads=16)\nmlalab.show(sweep)")
+def shown(lab):
+    lab.show("sweep.ipynb", "import mlalab\nsweep = mlalab.sweep(heads=16)\nmlalab.show(sweep)")
     lab.page.wait_for_selector(PICTURE)
     return lab
 
