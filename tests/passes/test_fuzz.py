@@ -31,19 +31,6 @@ REASONS = (
 """Parts of reasons that every chunk must meet."""
 
 
-@pytest.mark.parametrize("start", CHUNKS)
-def test_random_models_keep_their_meaning(start):
-    problems, matches, refusals = [], Counter(), Counter()
-    for seed in range(start, start + CHUNK):
-        outcome = run_seed(seed)
-        problems += [f"seed {seed}: {problem}" for problem in outcome.problems]
-        matches += outcome.matches
-        refusals += outcome.refusals
-    assert problems == []
-    assert all(matches[name] for name in FUSIONS), matches
-    assert all(any(part in reason for reason in refusals) for part in REASONS), refusals
-
-
 RARE = {
     "its input … depends on a result, so fusing would close a cycle": 17,
     "still reads the old value": 7,
@@ -51,14 +38,26 @@ RARE = {
     "is passed twice": 12,
     "lies in memory may be seen": 0,
 }
-"""Part of a reason → a seed that meets it."""
+"""Part of a reason → a seed of the first chunk that meets it."""
 
 
-@pytest.mark.parametrize("part", RARE)
-def test_rare_reasons_are_met(part):
-    outcome = run_seed(RARE[part])
-    assert outcome.problems == []
-    assert any(part in reason for reason in outcome.refusals), outcome.refusals
+@pytest.mark.parametrize("start", CHUNKS)
+def test_random_models_keep_their_meaning(start):
+    problems, matches, refusals, rare = [], Counter(), Counter(), set()
+    for seed in range(start, start + CHUNK):
+        outcome = run_seed(seed)
+        problems += [f"seed {seed}: {problem}" for problem in outcome.problems]
+        matches += outcome.matches
+        refusals += outcome.refusals
+        rare |= {
+            part
+            for part in RARE
+            if RARE[part] == seed and any(part in reason for reason in outcome.refusals)
+        }
+    assert problems == []
+    assert all(matches[name] for name in FUSIONS), matches
+    assert all(any(part in reason for reason in refusals) for part in REASONS), refusals
+    assert rare == (set(RARE) if start == 0 else set())
 
 
 def anywhere(monkeypatch):
@@ -83,13 +82,12 @@ def always_in_place(monkeypatch):
     monkeypatch.setattr(Rewrite, "_unsafe", lambda *_: None)
 
 
-DAMAGE = {anywhere: range(15, 20), through_products: range(18, 23), always_in_place: range(5, 10)}
-"""What is broken → seeds of which one must fail."""
+DAMAGE = {anywhere: range(17, 20), through_products: range(20, 23), always_in_place: range(7, 10)}
+"""What is broken → seeds of which one must fail; as it is none does, by the test above."""
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_broken_pass_is_found(damage, monkeypatch):
-    assert not any(run_seed(seed).problems for seed in DAMAGE[damage])
     damage(monkeypatch)
     assert any(run_seed(seed).problems for seed in DAMAGE[damage])
 
@@ -103,14 +101,14 @@ def mispaired(pass_, replacement_with):
 
 
 @pytest.mark.parametrize(
-    ("pass_", "module"),
+    ("pass_", "module", "first"),
     [
-        (mla_rope_kvcache_cat.MLARoPEKVCacheCatFusionPass, mla_rope_kvcache_cat),
-        (gqa.RopeKVCacheFusionPass, gqa),
+        (mla_rope_kvcache_cat.MLARoPEKVCacheCatFusionPass, mla_rope_kvcache_cat, 0),
+        (gqa.RopeKVCacheFusionPass, gqa, 6),
     ],
     ids=["mla", "gqa"],
 )
-def test_a_wrong_replacement_is_found(pass_, module):
+def test_a_wrong_replacement_is_found(pass_, module, first):
     wrong = mispaired(pass_, module.replacement_with)
     passes = [wrong if p is pass_ else p for p in PIPELINE]
-    assert any(run_seed(seed, passes).problems for seed in range(10))
+    assert any(run_seed(seed, passes).problems for seed in range(first, first + 4))
