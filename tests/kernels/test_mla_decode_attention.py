@@ -86,7 +86,7 @@ def tiles(splits=None, block_h=16, stages=1):
     return Config(block_h, 16, stages, splits=splits)
 
 
-@pytest.mark.parametrize(("splits", "stages"), [(None, 1), (1, 2), (3, 1), (3, 2)])
+@pytest.mark.parametrize(("splits", "stages"), [(None, 1), (1, 2), (3, 2)])
 @pytest.mark.parametrize("dtype", [FP32, BF16, FP16, FP8], ids=str)
 @pytest.mark.parametrize("block_size", [1, 16, 64])
 def test_every_type_and_block_size(dtype, block_size, splits, stages, device):
@@ -94,7 +94,7 @@ def test_every_type_and_block_size(dtype, block_size, splits, stages, device):
     batch.check(batch.run(tiles(splits, stages=stages)))
 
 
-@pytest.mark.parametrize("N", [1, 2, 7, 8, 16, 128])
+@pytest.mark.parametrize("N", [1, 2, 7, 8, 16, 40])
 @pytest.mark.parametrize("dtype", [FP32, FP8], ids=str)
 def test_every_number_of_heads(N, dtype, device):
     batch = Batch((1, 2), (20, 17), N=N, query=dtype, cache=dtype, device=device)
@@ -123,7 +123,7 @@ def test_query_wider_than_the_cache(query, device):
 
 
 @pytest.mark.parametrize("seq_len", [1, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65])
-@pytest.mark.parametrize(("splits", "stages"), [(1, 1), (2, 1), (5, 1), (1, 2), (5, 2)])
+@pytest.mark.parametrize(("splits", "stages"), [(1, 1), (2, 1), (5, 2)])
 def test_every_remainder(seq_len, splits, stages, device):
     batch = Batch((1, 1), (seq_len, 40), query=BF16, cache=BF16, device=device)
     batch.check(batch.run(tiles(splits, stages=stages)))
