@@ -42,24 +42,23 @@ def cut(gm: fx.GraphModule, activations: Collection[int]) -> tuple[fx.GraphModul
         activations: which of its inputs change from batch to batch; the others are weights.
     """
     placeholders = gm.graph.find_nodes(op="placeholder")
-    changing = {placeholders[i] for i in activations}
-    own = {s for i in activations for s in _symbols(placeholders[i])}
+    inputs = [placeholders[i] for i in activations]
+    own = {symbol for node in inputs for symbol in _symbols(node)}
+    changing = {node for node in inputs if isinstance(node.meta["example_value"], Tensor)}
     pieces: dict[fx.Node, int] = {}
     kinds: list[bool] = []
     for node in gm.graph.nodes:
         if node.op in ("placeholder", "output"):
             continue
         safe = not _is_unsafe(node, own)
-        if not changing.isdisjoint(node.all_input_nodes) or not safe:
+        if not safe or not changing.isdisjoint(node.all_input_nodes):
             changing.add(node)
             if not kinds or kinds[-1] != safe:
                 kinds.append(safe)
-        elif not kinds:
-            kinds.append(True)
-        # What depends on weights alone goes where it stands.
-        pieces[node] = len(kinds) - 1
+        # What depends on weights and sizes alone goes where it stands.
+        pieces[node] = max(len(kinds) - 1, 0)
     split = split_module(gm, None, lambda node: pieces[node], keep_original_order=True)
-    return split, {f"submod_{index}": safe for index, safe in enumerate(kinds)}
+    return split, {f"submod_{index}": safe for index, safe in enumerate(kinds or [True])}
 
 
 def _is_unsafe(node: fx.Node, own: Collection[Any]) -> bool:

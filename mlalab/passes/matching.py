@@ -30,9 +30,9 @@ from mlalab.passes import tracing
 from mlalab.passes.explain import Miss, attempt, nearest_miss
 from mlalab.passes.fingerprint import fingerprint
 from mlalab.passes.fusion import Fusion, PassResult, Variant
+from mlalab.passes.layout_readers import keep_dense
 from mlalab.passes.pattern_records import Patterns, source_line
 from mlalab.passes.placing import Place, Taken, place_of
-from mlalab.passes.summing import keep_dense
 from mlalab.passes.tracing import dims, meaning
 from mlalab.passes.values import refresh
 from mlalab.recorder import watch

@@ -14,13 +14,13 @@ from tests.passes.models import assert_same
 FP8 = {"kv_cache_dtype": "fp8", "dtype": torch.bfloat16}
 
 
-def pieces_of(kind="general", layers=2, exposed=True):
+def pieces_of(kind="general", exposed=True):
     """Return the names of the ops in each piece, and whether a graph may hold it."""
     from mlalab.compile.faces import Face
     from mlalab.layers.options import LayerOptions
 
     options = LayerOptions(exposed=exposed, kv_cache_dtype="fp8", dtype=torch.bfloat16)
-    bench = build("tiny", tokens=4, num_layers=layers, options=options)
+    bench = build("tiny", tokens=4, num_layers=2, options=options)
     face = Face(bench.module, kind)
     with graph_serves(kind):
         gm, _ = bench.run(face.traced, bench.positions, bench.hidden_TD)
@@ -41,7 +41,7 @@ def test_attention_stands_alone_and_the_rest_may_be_captured(kind, exposed):
 
 
 def test_what_has_the_split_in_its_sizes_stays_with_attention():
-    ops = [text for safe, text in pieces_of(layers=1) if not safe]
+    ops = [text for safe, text in pieces_of() if not safe]
     assert "mla_split_batch" in ops[0]
     for name in ("bmm", "cat", "mla_attention_decode", "mla_attention_prefill", "clamp"):
         assert name in ops[1]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mlalab.graphs import aten, value_of
-from mlalab.passes.summing import keep_dense
+from mlalab.passes.layout_readers import keep_dense
 from tests.passes import awkward
 from tests.passes.models import FUSED, PLUMBING, fuse, one, stand, targets
 from tests.passes.toy_harness import Sketch

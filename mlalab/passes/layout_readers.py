@@ -1,8 +1,9 @@
-"""Readers that sum in the order of memory, and what a fusion owes them.
+"""Readers that see how a tensor lies in memory, and what a fusion owes them.
 
 A reduction over a dense tensor runs over it as one row, and over one with gaps row by row: the same
 elements, another order, other last bits. A fused op rotates in place, so its result has the gaps of
-the slice it came from, where plain arithmetic made a dense tensor.
+the slice it came from, where plain arithmetic made a dense tensor. A graph's output counts too:
+where it is a piece of a larger graph, the next piece was compiled for the layout that was promised.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from mlalab.passes.values import is_dense
 
 
 def keep_dense(node: fx.Node, new: Tensor) -> None:
-    """Give readers that sum `node` a dense copy of it, where what comes in its place is not dense.
+    """Give readers that see its layout a dense copy of `node`, where what replaces it is not dense.
 
     Args:
         node: a tensor of a graph; a `node` that is not dense itself is left alone.
         new: the value that is to replace its own.
     """
-    old, readers = value_of(node), list(_summing(node))
+    old, readers = value_of(node), list(_seeing(node))
     if not readers or not is_dense(old) or is_dense(new):
         return
     dense = {"memory_format": torch.contiguous_format}
@@ -35,11 +36,11 @@ def keep_dense(node: fx.Node, new: Tensor) -> None:
         reader.replace_input_with(node, copy)
 
 
-def _summing(node: fx.Node) -> Iterator[fx.Node]:
-    """Yield the users of `node` that reduce it, and views of it that something reduces."""
+def _seeing(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield users of `node` that reduce or return it, and views of it that are reduced or returned."""
     for user in node.users:
         if is_view(user):
-            if any(True for _ in _summing(user)):
+            if any(True for _ in _seeing(user)):
                 yield user
-        elif torch.Tag.reduction in getattr(user.target, "tags", ()):
+        elif user.op == "output" or torch.Tag.reduction in getattr(user.target, "tags", ()):
             yield user
