@@ -104,7 +104,7 @@ _SERVE: dict[str, tuple[Any, str, str]] = {
     "--max-num-batched-tokens": (int, "N", "most tokens of a step (2048; 32 on a CPU)"),
     "--max-num-seqs": (int, "N", "most requests at a time (128; 4 on a CPU)"),
     "--num-blocks": (int, "N", "cache blocks (as many as max-num-seqs requests need)"),
-    "--cuda-graphs": (str, "MODE", "none (none)"),
+    "--cuda-graphs": (str, "MODE", "NONE, PIECEWISE, FULL or FULL_AND_PIECEWISE (NONE on a CPU)"),
     "--runs": (int, "N", "timed runs of each face (5; 2 on a CPU)"),
 }
 """Option → type, what stands for its value, help."""

@@ -10,21 +10,24 @@ import resource
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from mlalab.cache import KVCacheDtype
 from mlalab.compile.capture import Mode
 from mlalab.compile.config import FUSION_FLAGS, PassConfig
+from mlalab.compile.cudagraph import CudaGraphs
+from mlalab.compile.cudagraph_modes import CudaGraphMode
 from mlalab.compile.dispatch import CompiledModel
 from mlalab.compile.settings import CompileConfig
+from mlalab.context import BatchKind
 from mlalab.errors import PassWarning
 from mlalab.layers.options import LayerOptions
 from mlalab.serving.blocks import BlockPool
 from mlalab.serving.clock import Clock
 from mlalab.serving.engine import Engine, Result
-from mlalab.serving.model import Decoder, DecoderShape, Graph
+from mlalab.serving.model import Decoder, DecoderShape
 from mlalab.serving.requests import RequestSpec
 from mlalab.serving.runner import ModelRunner
 from mlalab.serving.scheduler import Scheduler
@@ -53,8 +56,6 @@ FACES: Mapping[str, Face] = {
     "exposed": Face(True, _PLAIN),
     "exposed+passes": Face(True, _FUSED),
 }
-CUDA_GRAPHS = ("none",)
-"""Modes that `wrap` knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,7 @@ class ServeSetting:
     max_model_len: int
     num_blocks: int
     kv_cache_dtype: KVCacheDtype = "auto"
-    cuda_graphs: str = "none"
+    cuda_graphs: CudaGraphMode = "NONE"
     seed: int = 0
 
     def scheduler(self) -> Scheduler:
@@ -99,6 +100,8 @@ class SetUp:
     Args:
         compile_s, capture_s: seconds for compiling, and for capturing CUDA graphs.
         graphs: that were compiled, `cached` of them by an earlier process.
+        partitions: kind of batch → pieces that its graphs are cut into for CUDA graphs.
+        captured: kind of batch → CUDA graphs of it.
         resident_bytes: weights, cache and what else the form holds; 0 on a CPU.
         warnings: what the compiler had to say.
     """
@@ -107,17 +110,10 @@ class SetUp:
     capture_s: float = 0.0
     graphs: int = 0
     cached: int = 0
+    partitions: Mapping[BatchKind, int] = field(default_factory=dict)
+    captured: Mapping[BatchKind, int] = field(default_factory=dict)
     resident_bytes: int = 0
     warnings: tuple[str, ...] = ()
-
-
-def wrap(model: Graph, decoder: Decoder, setting: ServeSetting) -> Graph:
-    """Return what runs the decoder's stack behind CUDA graphs of the setting's mode, captured.
-
-    Args:
-        model: the stack, or its compiled form.
-    """
-    return model
 
 
 class Contestant:
@@ -139,19 +135,28 @@ class Contestant:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always", PassWarning)
             self.compiled, compile_s = self._compile()
-        start = time.perf_counter()
-        graph = wrap(self.compiled or self.decoder.stack, self.decoder, setting)
-        _wait_for(setting.device)
-        capture_s = time.perf_counter() - start
+            self.graphs = self._capture()
         self.runner = ModelRunner(
-            self.decoder, graph, max_model_len=setting.max_model_len, block_size=BLOCK_SIZE
+            self.decoder,
+            self.graphs or self.decoder.stack,
+            max_model_len=setting.max_model_len,
+            block_size=BLOCK_SIZE,
         )
         shared = _weight_bytes(self.decoder) if weights and setting.device.type == "cuda" else 0
         entries = self.compiled.entries.values() if self.compiled else ()
+        graphs = self.graphs.report() if self.graphs else []
+        refused = [g for g in graphs if g.style == "NONE" and g.reason]
         self.set_up = SetUp(
-            *(compile_s, capture_s, len(entries), sum(entry.cached for entry in entries)),
+            compile_s,
+            self.graphs.seconds if self.graphs else 0.0,
+            *(len(entries), sum(entry.cached for entry in entries)),
+            partitions=self.compiled.partitions() if self.compiled else {},
+            captured={g.kind: g.captures for g in graphs if g.captures},
             resident_bytes=_allocated(setting.device) - before + shared,
-            warnings=tuple(dict.fromkeys(str(warning.message) for warning in told)),
+            warnings=(
+                *dict.fromkeys(str(warning.message) for warning in told),
+                *dict.fromkeys(f"no CUDA graphs of {g.kind} batches: {g.reason}" for g in refused),
+            ),
         )
 
     def _compile(self) -> tuple[CompiledModel | None, float]:
@@ -165,11 +170,22 @@ class Contestant:
             mode=setting.mode,
             max_num_batched_tokens=setting.max_num_batched_tokens,
             max_num_seqs=setting.max_num_seqs,
+            max_model_len=setting.max_model_len,
+            cudagraph_mode=setting.cuda_graphs,
         )
         model = CompiledModel(self.decoder.stack, config)
         model.warm_up()
         _wait_for(setting.device)
         return model, time.perf_counter() - start
+
+    def _capture(self) -> CudaGraphs | None:
+        """Return the compiled model behind CUDA graphs, captured; None where it is not compiled."""
+        if self.compiled is None:
+            return None
+        graphs = CudaGraphs(self.compiled)
+        graphs.capture_all()
+        _wait_for(self.setting.device)
+        return graphs
 
     @property
     def compiled_later(self) -> int:

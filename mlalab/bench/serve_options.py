@@ -10,10 +10,11 @@ from typing import TypeVar, get_args
 
 import torch
 
-from mlalab.bench.serve_faces import CUDA_GRAPHS, FACES, ServeSetting
+from mlalab.bench.serve_faces import FACES, ServeSetting
 from mlalab.cache import KVCacheDtype
 from mlalab.compile.capture import Mode
 from mlalab.compile.config import Level
+from mlalab.compile.cudagraph_modes import CudaGraphMode
 from mlalab.errors import ConfigError
 from mlalab.serving.model import decoder_shape
 from mlalab.serving.requests import RequestSpec, equal_requests, load_jsonl, sharegpt_like
@@ -32,6 +33,7 @@ class ServeOptions:
         seed: of trace, prompts and weights.
         dtype: of weights and activations; float32 on a CPU, bfloat16 elsewhere.
         mode: "inductor" on a GPU; "display" on a CPU, where times mean little.
+        cuda_graphs: the mode; whole decode batches and pieces of others on a GPU, none on a CPU.
         num_blocks: of the cache; by default requests wait for nothing but `max_num_seqs`.
         runs: timed runs of each form.
         quick: a few layers and requests.
@@ -52,7 +54,7 @@ class ServeOptions:
     max_num_batched_tokens: int | None = None
     max_num_seqs: int | None = None
     num_blocks: int | None = None
-    cuda_graphs: str = "none"
+    cuda_graphs: CudaGraphMode | None = None
     runs: int | None = None
     quick: bool = False
 
@@ -127,7 +129,7 @@ def plan(device: torch.device, options: ServeOptions) -> Plan:
         max_model_len=longest,
         num_blocks=_or(options.num_blocks, _blocks_for(trace, seqs)),
         kv_cache_dtype=options.kv_cache_dtype,
-        cuda_graphs=options.cuda_graphs,
+        cuda_graphs=_or(options.cuda_graphs, "FULL_AND_PIECEWISE" if on_gpu else "NONE"),
         seed=options.seed,
     )
     _check(setting, trace)
@@ -146,7 +148,7 @@ def _check(setting: ServeSetting, trace: Sequence[RequestSpec]) -> None:
     known = {
         "kv_cache_dtype": get_args(KVCacheDtype),
         "mode": get_args(Mode),
-        "cuda_graphs": CUDA_GRAPHS,
+        "cuda_graphs": get_args(CudaGraphMode),
     }
     for name, values in known.items():
         value = getattr(setting, name)

@@ -10,6 +10,7 @@ from typing import Any
 
 from mlalab.bench.serve_faces import ServeSetting, SetUp
 from mlalab.bench.serve_options import Plan
+from mlalab.context import BatchKind
 from mlalab.serving.engine import StepsTaken
 from mlalab.serving.metrics import Latency, Summary
 from mlalab.serving.requests import RequestSpec
@@ -136,12 +137,18 @@ def _tokens(result: FaceResult) -> str:
     return f"{result.differing} requests differ" if result.differing else "same"
 
 
+def _by_kind(counts: Mapping[BatchKind, int]) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in counts.items()) or "-"
+
+
 _FACTS: Mapping[str, Callable[[FaceResult], str]] = {
     "steps: prefill/mixed/decode": _steps,
     "tokens": _tokens,
     "compile, s": lambda result: f"{result.set_up.compile_s:.2f}",
     "capture, s": lambda result: f"{result.set_up.capture_s:.2f}",
     "graphs (of them cached)": lambda r: f"{r.set_up.graphs} ({r.set_up.cached})",
+    "partitions of a graph": lambda result: _by_kind(result.set_up.partitions),
+    "CUDA graphs captured": lambda result: _by_kind(result.set_up.captured),
     "graphs after warm-up": lambda result: str(result.compiled_later),
     "peak memory, MiB": lambda result: str(result.peak_bytes >> 20),
 }

@@ -32,7 +32,7 @@ class GraphsOfKind:
         sizes: token counts, ascending.
         partitions: pieces that the compiled graph is cut into; 1 where it is whole.
         captures: CUDA graphs of all sizes together.
-        reason: why there are none, though the mode asks for them.
+        reason: why there are none of its own, though the mode asks for them.
     """
 
     kind: BatchKind
@@ -79,9 +79,15 @@ class CudaGraphs:
             replays.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
             for kind, sizes in self._sizes.items():
                 for size in reversed(sizes):
-                    self._capture_one(kind, size)
+                    # Pieces that serve another kind as well are captured for that one.
+                    if self._styles[kind] == "FULL" or self._serving(kind, size) == kind:
+                        self._capture_one(kind, size)
                 self._ready[kind] = list(sizes)
         self.seconds = time.perf_counter() - start
+
+    def _serving(self, kind: BatchKind, size: int) -> BatchKind:
+        """Return the kind of the compiled graph that serves batches of this kind."""
+        return self.model.key_for(size, kind).kind
 
     def _capture_one(self, kind: BatchKind, size: int) -> None:
         batch, model = self._batch, self.model
@@ -139,10 +145,15 @@ class CudaGraphs:
             return GraphsOfKind(kind, "NONE", reason=self.refusals.get(kind, ""))
         if self._styles[kind] == "FULL":
             return GraphsOfKind(kind, "FULL", sizes, captures=len(self._full))
-        entries = {self.model.key_for(size, kind) for size in sizes}
-        found = [self.model.entries[key] for key in entries]
-        captures = sum(len(piece.captured) for entry in found for piece in entry.pieces)
-        return GraphsOfKind(kind, "PIECEWISE", sizes, found[0].partitions, captures)
+        serving = self._serving(kind, sizes[0])
+        if serving != kind:
+            return GraphsOfKind(
+                kind, "PIECEWISE", sizes, reason=f"those of {serving} batches serve"
+            )
+        found = {self.model.key_for(size, kind) for size in sizes}
+        entries = [self.model.entries[key] for key in found]
+        captures = sum(len(piece.captured) for entry in entries for piece in entry.pieces)
+        return GraphsOfKind(kind, "PIECEWISE", sizes, entries[0].partitions, captures)
 
 
 def _rows(results: Any, tokens: int) -> Any:

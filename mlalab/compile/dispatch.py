@@ -236,6 +236,11 @@ class CompiledModel:
                 for kind in KINDS:
                     self._choose(kind, positions, hidden)
 
+    def partitions(self) -> dict[BatchKind, int]:
+        """Return, by kind of batch, the pieces that its graphs are cut into for CUDA graphs."""
+        cut = [(key.kind, entry.partitions) for key, entry in sorted(self.entries.items())]
+        return {kind: max(n for own, n in cut if own == kind) for kind, _ in cut}
+
     def report(self) -> Report:
         """Return, for every graph and pass that was asked for, what matched and what did not."""
         graphs = {str(key): self.entries[key].outcomes for key in sorted(self.entries)}

@@ -37,7 +37,7 @@ def keep_dense(node: fx.Node, new: Tensor) -> None:
 
 
 def _seeing(node: fx.Node) -> Iterator[fx.Node]:
-    """Yield users of `node` that reduce or return it, and views of it that are reduced or returned."""
+    """Yield users of `node` that reduce or return it, and views of it that others do that to."""
     for user in node.users:
         if is_view(user):
             if any(True for _ in _seeing(user)):

@@ -17,6 +17,7 @@ from torch.nn.functional import silu
 
 from mlalab.errors import ConfigError
 from mlalab.layers.mla import MLAAttention
+from mlalab.layers.mla_paths import split_once
 from mlalab.layers.options import LayerOptions
 from mlalab.shapes import MLAShape, preset
 
@@ -100,9 +101,10 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(width, eps, **factory)
         self.mlp = GatedMLP(width, shape.intermediate_size, **factory)
 
-    def forward(self, positions: Tensor, hidden_TD: Tensor) -> Tensor:
-        """Return `[T, D]`."""
-        hidden_TD = hidden_TD + self.self_attn(positions, self.input_layernorm(hidden_TD))
+    def forward(self, positions: Tensor, hidden_TD: Tensor, **split: int) -> Tensor:
+        """Return `[T, D]`; `split` is what `split_once` returned."""
+        normed_TD = self.input_layernorm(hidden_TD)
+        hidden_TD = hidden_TD + self.self_attn(positions, normed_TD, **split)
         return hidden_TD + self.mlp(self.post_attention_layernorm(hidden_TD))
 
 
@@ -117,8 +119,9 @@ class DecoderStack(nn.Module):
 
     def forward(self, positions: Tensor, hidden_TD: Tensor) -> Tensor:
         """Return `[T, D]`."""
+        split = split_once([layer.self_attn for layer in self.layers], hidden_TD)
         for layer in self.layers:
-            hidden_TD = layer(positions, hidden_TD)
+            hidden_TD = layer(positions, hidden_TD, **split)
         return hidden_TD
 
 

@@ -168,7 +168,10 @@ def test_the_document_tells_what_was_served_and_with_what(played, bench):
         (("--dtype", "int8"), "dtype must be one of bfloat16, float16, float32, got 'int8'"),
         (("--kv-cache-dtype", "int4"), "kv_cache_dtype must be one of auto, fp8, got 'int4'"),
         (("--mode", "fast"), "mode must be one of display, inductor, got 'fast'"),
-        (("--cuda-graphs", "SOME"), "cuda_graphs must be one of none, got 'SOME'"),
+        (
+            ("--cuda-graphs", "SOME"),
+            "cuda_graphs must be one of NONE, PIECEWISE, FULL,",
+        ),
         (("--trace", "/nonexistent.jsonl"), "Cannot read /nonexistent.jsonl"),
         (("--out", "/nonexistent/o.json"), "does not exist"),
         (("--layers", "0"), "num_layers must be a whole number, 1 or more, got 0"),
