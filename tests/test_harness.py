@@ -69,7 +69,7 @@ def test_golden_fails_with_a_diff_until_updated(pytester):
     changed.stdout.fnmatch_lines(["*-2", "*+two"])
 
 
-def test_processes_share_no_file_and_not_the_browser(pytester):
+def test_processes_share_no_file_and_not_the_browser(pytester, monkeypatch):
     """Two processes: each file and all files of the browser in one, long tests wherever."""
     pytester.makeconftest("from tests.scheduling import pytest_xdist_make_scheduler")
     body = "import os, pathlib, pytest\n@pytest.mark.parametrize('i', range(4))\n"
@@ -78,7 +78,8 @@ def test_processes_share_no_file_and_not_the_browser(pytester):
         path = pytester.path / f"tests/{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(body, encoding="utf-8")
-    options = ("-p", "no:cacheprovider", "--import-mode=importlib", "-n", "2", "--dist", "loadfile")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # processes that start quickly
+    options = ("-p", "xdist", "--import-mode=importlib", "-n", "2", "--dist", "loadfile")
     pytester.runpytest_inprocess(*options).assert_outcomes(passed=20)
 
     processes: dict[str, set[str]] = {}
