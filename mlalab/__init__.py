@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from mlalab.compile.capture import LabBackend as LabBackend
     from mlalab.compile.config import PassConfig as PassConfig
+    from mlalab.compile.cudagraph import CudaGraphs as CudaGraphs
     from mlalab.compile.dispatch import CompiledModel as CompiledModel
     from mlalab.compile.settings import CompileConfig as CompileConfig
     from mlalab.context import ForwardContext as ForwardContext
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 _HOME = {
     "CompileConfig": "mlalab.compile.settings",
     "CompiledModel": "mlalab.compile.dispatch",
+    "CudaGraphs": "mlalab.compile.cudagraph",
     "ForwardContext": "mlalab.context",
     "GQAAttention": "mlalab.layers.gqa",
     "GQAShape": "mlalab.shapes",

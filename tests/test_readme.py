@@ -32,6 +32,11 @@ def test_the_compile_example_runs(capsys):
     assert report.count("decode 1..64") == report.count("applied  2       2        0") == 3
 
 
+def test_the_example_of_cuda_graphs_runs(capsys):
+    exec(next(block for block in fences("python") if "CudaGraphs" in block), {})
+    assert capsys.readouterr().out.count("need a CUDA device") == 3
+
+
 def test_the_table_of_passes_is_complete():
     for pass_ in PIPELINE:
         assert f"`{pass_.name}`" in README

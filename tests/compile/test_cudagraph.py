@@ -80,13 +80,16 @@ def test_rows_that_are_padding_already_and_long_requests_run_without_graphs():
     assert replays("FULL_AND_PIECEWISE", long, max_model_len=80) == 1
 
 
-def test_speculative_tokens_are_captured_by_whole_requests():
-    graphs, recorded = with_graphs(build("FULL", num_speculative_tokens=1, max_num_seqs=4))
-    eager = model("tiny", "tiny", **FP8)
-    for batch in (decode(3, 2), decode(1, 2)):
+@pytest.mark.parametrize(("new", "sizes"), [(2, (2, 4, 8)), (4, (4, 8))])
+def test_speculative_tokens_are_captured_by_whole_requests(new, sizes):
+    settings = {"num_speculative_tokens": new - 1, "max_num_seqs": 8 // new}
+    graphs, recorded = with_graphs(build("FULL", names=("tiny",), **settings))
+    eager = model("tiny", **FP8)
+    for requests in (8 // new, 1):
+        batch = decode(requests, new)
         assert_same(run(eager, list(eager.layers), batch), served(graphs, batch))
     assert recorded.replays == 2
-    assert graphs.report()[1].sizes == (2, 4, 8)
+    assert graphs.report()[1].sizes == sizes
 
 
 def test_one_replay_after_another_of_other_requests():
