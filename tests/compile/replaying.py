@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any
 
 from torch import Tensor
@@ -25,10 +26,14 @@ class Recorded:
     def __call__(self, function: Callable[[], Any], pool: Any) -> tuple[Callable[[], None], Any]:
         results = function()
         self.captures += 1
+        # Without it a replay would read the batch itself where a graph reads the static buffers.
+        known = copy_context()
 
         def replay() -> None:
             self.replays += 1
-            pairs = zip(pytree.tree_leaves(results), pytree.tree_leaves(function()), strict=True)
+            pairs = zip(
+                pytree.tree_leaves(results), pytree.tree_leaves(known.run(function)), strict=True
+            )
             for kept, new in pairs:
                 if isinstance(kept, Tensor):
                     kept.copy_(new)
