@@ -26,6 +26,13 @@ def test_they_are_copied_in_one_go():
     assert starts.dtype == lens.dtype == torch.int32
 
 
+def test_they_lie_alike_for_any_number_of_requests():
+    for requests in range(1, 9):
+        starts, lens, _ = DeviceLengths.of([1] * requests, [5] * requests, torch.device("cpu"))
+        assert starts.data_ptr() % 16 == lens.data_ptr() % 16 == 0
+        assert lens.tolist() == [5] * requests
+
+
 def test_without_requests_there_is_a_start_only():
     starts, lens, _ = DeviceLengths.of((), (), torch.device("cpu"))
     assert starts.tolist() == [0] and lens.tolist() == []

@@ -30,5 +30,7 @@ class DeviceLengths(NamedTuple):
     ) -> DeviceLengths:
         """Copy the lengths to `device`, in one go."""
         starts = [0, *accumulate(query_lens)]
-        both = torch.tensor([*starts, *seq_lens], dtype=torch.int32).to(device)
-        return cls(both[: len(starts)], both[len(starts) :])
+        # Triton compiles a kernel anew for a pointer that is no multiple of 16 bytes.
+        gap = [0] * (-len(starts) % 4)
+        both = torch.tensor([*starts, *gap, *seq_lens], dtype=torch.int32).to(device)
+        return cls(both[: len(starts)], both[len(starts) + len(gap) :])
