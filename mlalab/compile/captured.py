@@ -62,12 +62,14 @@ class Replays:
         pool: memory that all graphs share; only one of them runs at a time.
         size: rows of the batch that runs now, if it is one of the captured sizes.
         capturing: pieces that are not captured yet for this size are captured now.
+        taken: graphs of the model were captured already, and read the buffers of then.
     """
 
     capture: Capture = capture_on_gpu
     pool: Any = None
     size: int | None = None
     capturing: bool = False
+    taken: bool = False
 
     @contextmanager
     def of_size(self, size: int, *, capturing: bool = False) -> Iterator[None]:

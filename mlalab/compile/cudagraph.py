@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlalab.compile.captured import Capture, Captured, capture_on_gpu
+from mlalab.compile.captured import Capture, Captured, Replays, capture_on_gpu
 from mlalab.compile.cudagraph_modes import STYLES
 from mlalab.compile.dispatch import KINDS, CompiledModel
 from mlalab.compile.static_batch import StaticBatch
 from mlalab.context import BatchKind, BatchMetadata, current_context, forward_context
+from mlalab.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,8 @@ class CudaGraphs:
 
     What a call returns lies in memory that the next call writes anew: read or copy it before.
     `capture_all` must have been called; until then, and where nothing could be captured, every
-    batch runs without graphs. Weights may change in place, and nothing may be replaced or moved.
+    batch runs without graphs. Weights may change in place, and nothing may be replaced or moved
+    without `model.reset()`, after which no batch is replayed until all is captured again.
 
     Args:
         model: its config says which mode, which sizes, and how large requests get.
@@ -65,17 +67,26 @@ class CudaGraphs:
         self._full: dict[int, Captured] = {}
         self._ready: dict[BatchKind, list[int]] = {}
         self._batch: StaticBatch | None = None
+        self._captured: Replays | None = None
         self.seconds = 0.0
         """How long capturing took, compiling included."""
 
     def capture_all(self) -> None:
-        """Compile and capture every size, the largest first, so that smaller ones share memory."""
-        start = time.perf_counter()
+        """Compile and capture every size, the largest first, so that smaller ones share memory.
+
+        Raises:
+            ConfigError: the model was captured before; its graphs read the buffers of then.
+        """
+        start, replays = time.perf_counter(), self.model.replays
+        if replays.taken:
+            raise ConfigError(
+                "The compiled model was captured before; reset() it, then capture it again."
+            )
+        self._full, self._ready, self._captured = {}, {}, replays
         rows = max((size for sizes in self._sizes.values() for size in sizes), default=0)
         if rows:
             self._batch = StaticBatch(self.model.layers, self.model.config, rows)
-            replays = self.model.replays
-            replays.capture = self._capture
+            replays.capture, replays.taken = self._capture, True
             replays.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
             for kind, sizes in self._sizes.items():
                 for size in reversed(sizes):
@@ -127,7 +138,13 @@ class CudaGraphs:
     def _size_for(self, kind: BatchKind, tokens: int, metadata: BatchMetadata | None) -> int | None:
         """Return the captured size that a batch is padded to, or None where no graph serves it."""
         sizes = self._ready.get(kind)
-        if not sizes or metadata is None or not 0 < tokens <= sizes[-1]:
+        # A model that was reset has other weights than its graphs.
+        if (
+            not sizes
+            or self._captured is not self.model.replays
+            or metadata is None
+            or not 0 < tokens <= sizes[-1]
+        ):
             return None
         assert self._batch is not None
         # Rows beyond the metadata are padding already; the graph of decode makes its own.
@@ -141,7 +158,7 @@ class CudaGraphs:
 
     def _report_of(self, kind: BatchKind) -> GraphsOfKind:
         sizes = tuple(self._ready.get(kind, ()))
-        if not sizes:
+        if not sizes or self._captured is not self.model.replays:
             return GraphsOfKind(kind, "NONE", reason=self.refusals.get(kind, ""))
         if self._styles[kind] == "FULL":
             return GraphsOfKind(kind, "FULL", sizes, captures=len(self._full))

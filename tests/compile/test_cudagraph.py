@@ -9,6 +9,7 @@ import torch
 
 from mlalab.compile.cudagraph import CudaGraphs
 from mlalab.context import make_batch
+from mlalab.errors import ConfigError
 from tests.compile.batches import BLOCK, compiled, decode, flags, mixed, model, prefill, run
 from tests.compile.replaying import with_graphs
 from tests.layers.test_mla_paths import BATCHES, outcome
@@ -151,6 +152,21 @@ def test_without_a_mode_there_is_nothing_to_capture():
     served(graphs, decode(2))
     assert recorded.captures == recorded.replays == 0
     assert [kind.reason for kind in graphs.report()] == ["", "", ""]
+
+
+@pytest.mark.parametrize("mode", ["FULL", "PIECEWISE"])
+def test_a_model_that_was_reset_is_not_replayed_until_it_is_captured_again(mode):
+    graphs, recorded = with_graphs(build(mode, names=("tiny",)))
+    with pytest.raises(ConfigError, match="captured before"):
+        CudaGraphs(graphs.model, capture=recorded).capture_all()
+    projection = graphs.model.layers[0].o_proj
+    projection.weight = torch.nn.Parameter(torch.zeros_like(projection.weight), False)
+    graphs.model.reset()
+    assert not served(graphs, decode(3))["output"].any() and recorded.replays == 0
+    assert {kind.style for kind in graphs.report()} == {"NONE"}
+    graphs.capture_all()
+    recorded.replays = 0
+    assert not served(graphs, decode(3))["output"].any() and recorded.replays > 0
 
 
 def test_before_capturing_batches_run_without_graphs():
