@@ -33,8 +33,10 @@ class BatchMetadata:
         decode_lengths: the decode requests' lengths on the device, where they are there already;
             otherwise they are copied when attention first needs them.
 
-    `uniform_query_len` is the new tokens of every request when all of them decode and have equally
-    many; otherwise, and without any request, None.
+    `seq_lens` are the total tokens of each request, the new ones included; `num_tokens` the new
+    tokens of all requests, and `num_decode_tokens` those of the decode requests: the first rows of
+    the batch. `uniform_query_len` is the new tokens of every request when all of them decode and
+    have equally many; otherwise, and without any request, None.
     """
 
     query_lens: tuple[int, ...]
@@ -43,6 +45,9 @@ class BatchMetadata:
     block_table: Tensor
     decode_lengths: DeviceLengths | None = None
     uniform_query_len: int | None = field(init=False)
+    seq_lens: tuple[int, ...] = field(init=False)
+    num_tokens: int = field(init=False)
+    num_decode_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
         lengths = {len(self.query_lens), len(self.context_lens), self.block_table.size(0)}
@@ -58,7 +63,16 @@ class BatchMetadata:
             )
         uniform = self.num_decodes == len(self.query_lens) and len({*self.query_lens}) == 1
         length = self.query_lens[0] if uniform else None
-        object.__setattr__(self, "uniform_query_len", length)
+        # Counted once: every layer of a model asks for them.
+        pairs = zip(self.context_lens, self.query_lens, strict=True)
+        counted = {
+            "uniform_query_len": length,
+            "seq_lens": tuple(context + query for context, query in pairs),
+            "num_tokens": sum(self.query_lens),
+            "num_decode_tokens": sum(self.query_lens[: self.num_decodes]),
+        }
+        for name, value in counted.items():
+            object.__setattr__(self, name, value)
 
     @property
     def kind(self) -> BatchKind:
@@ -66,11 +80,6 @@ class BatchMetadata:
         if self.uniform_query_len is not None:
             return "decode"
         return "prefill" if self.query_lens and not self.num_decodes else "general"
-
-    @property
-    def seq_lens(self) -> tuple[int, ...]:
-        """Total tokens of each request, the new ones included."""
-        return tuple(c + q for c, q in zip(self.context_lens, self.query_lens, strict=True))
 
     def decode_lengths_on(self, device: torch.device) -> DeviceLengths:
         """Return the decode requests' lengths on the device; copied once for all layers."""
@@ -80,16 +89,6 @@ class BatchMetadata:
             object.__setattr__(self, "decode_lengths", DeviceLengths.of(*lists, device))
         assert self.decode_lengths is not None
         return self.decode_lengths
-
-    @property
-    def num_tokens(self) -> int:
-        """New tokens of all requests."""
-        return sum(self.query_lens)
-
-    @property
-    def num_decode_tokens(self) -> int:
-        """New tokens of the decode requests: the first rows of the batch."""
-        return sum(self.query_lens[: self.num_decodes])
 
     def positions(self) -> Tensor:
         """Return the position of each new token, `[T]` int64."""
