@@ -48,6 +48,7 @@ class BatchMetadata:
     seq_lens: tuple[int, ...] = field(init=False)
     num_tokens: int = field(init=False)
     num_decode_tokens: int = field(init=False)
+    _copied: DeviceLengths | None = field(init=False, default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         lengths = {len(self.query_lens), len(self.context_lens), self.block_table.size(0)}
@@ -83,12 +84,12 @@ class BatchMetadata:
 
     def decode_lengths_on(self, device: torch.device) -> DeviceLengths:
         """Return the decode requests' lengths on the device; copied once for all layers."""
-        if self.decode_lengths is None:
+        known = self.decode_lengths or self._copied
+        if known is None:
             decodes = slice(self.num_decodes)
-            lists = (self.query_lens[decodes], self.seq_lens[decodes])
-            object.__setattr__(self, "decode_lengths", DeviceLengths.of(*lists, device))
-        assert self.decode_lengths is not None
-        return self.decode_lengths
+            known = DeviceLengths.of(self.query_lens[decodes], self.seq_lens[decodes], device)
+            object.__setattr__(self, "_copied", known)
+        return known
 
     def positions(self) -> Tensor:
         """Return the position of each new token, `[T]` int64."""

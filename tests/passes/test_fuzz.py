@@ -36,7 +36,6 @@ RARE = {
     "still reads the old value": 7,
     "it overlaps the op's argument": 19,
     "is passed twice": 12,
-    "lies in memory may be seen": 0,
 }
 """Part of a reason → a seed of the first chunk that meets it."""
 

@@ -28,9 +28,11 @@ class DeviceLengths(NamedTuple):
     def of(
         cls, query_lens: Sequence[int], seq_lens: Sequence[int], device: torch.device
     ) -> DeviceLengths:
-        """Copy the lengths to `device`, in one go."""
+        """Copy the lengths to `device`, in one go and without waiting for it."""
         starts = [0, *accumulate(query_lens)]
         # Triton compiles a kernel anew for a pointer that is no multiple of 16 bytes.
         gap = [0] * (-len(starts) % 4)
-        both = torch.tensor([*starts, *gap, *seq_lens], dtype=torch.int32).to(device)
+        pinned = device.type == "cuda"
+        both = torch.tensor([*starts, *gap, *seq_lens], dtype=torch.int32, pin_memory=pinned)
+        both = both.to(device, non_blocking=True)
         return cls(both[: len(starts)], both[len(starts) + len(gap) :])
