@@ -18,6 +18,7 @@ TOPICS = {
     "07": "q_prep_lift_and_aiter",
     "08": "decode_threshold",
     "11": "write_your_own_pass",
+    "12": "exposing_mla",
 }
 """Number of a notebook → the file of its exercises, and the rest of the notebook's name."""
 
