@@ -121,6 +121,7 @@ def graphs_figure(name: str, before: StepRecord, after: StepRecord) -> Figure:
     change = replace(
         after,
         name=name,
+        kind="fusion",  # of a graph that was captured anew nothing would be said
         created=tuple(x for x in new if x not in kept and not new[x].plumbing),
         erased=tuple(x for x in old if x not in kept and not old[x].plumbing),
         rewired=tuple(x for x in new if x in kept and new[x].inputs != old[x].inputs),
