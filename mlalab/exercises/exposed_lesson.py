@@ -9,14 +9,20 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from mlalab.bench.serve_faces import FACES, Contestant, ServeSetting
+from mlalab.bench.serve_faces import FACES
+from mlalab.compile.dispatch import CompiledModel
 from mlalab.compile.faces import Face
 from mlalab.compile.pieces import cut
+from mlalab.compile.settings import CompileConfig
 from mlalab.context import BatchKind, BatchMetadata, graph_serves, make_batch
 from mlalab.layers.options import LayerOptions
+from mlalab.serving.blocks import BlockPool
 from mlalab.serving.clock import VirtualClock
-from mlalab.serving.model import decoder_shape
+from mlalab.serving.engine import Engine
+from mlalab.serving.model import Decoder, decoder_shape
 from mlalab.serving.requests import RequestSpec
+from mlalab.serving.runner import ModelRunner
+from mlalab.serving.scheduler import Scheduler
 from mlalab.workbench import BLOCK_SIZE, Workbench, build
 
 BATCHES: Mapping[str, tuple[tuple[int, ...], int]] = {
@@ -43,6 +49,18 @@ def options(exposed: bool) -> LayerOptions:
 def bench_of(metadata: BatchMetadata, *, exposed: bool, num_layers: int = 1) -> Workbench:
     """Put the tiny model on a workbench; both faces have the same weights, rows and caches."""
     return build("tiny", num_layers=num_layers, options=options(exposed), metadata=metadata)
+
+
+def served_by(model: CompiledModel, metadata: BatchMetadata) -> str:
+    """Run a batch through a compiled model and return which of its graphs served it."""
+    for layer in model.layers:
+        layer.allocate_cache(max(1, len(metadata.query_lens)), BLOCK_SIZE)
+    slots = metadata.slot_mapping(BLOCK_SIZE)
+    bench = Workbench(
+        module=model.module, layers=model.layers, metadata=metadata, slot_mapping=slots
+    )
+    bench.run(model, bench.positions, bench.hidden_TD)
+    return str(model.key_for(metadata.num_tokens, model.kind_of(metadata)))
 
 
 class Call(NamedTuple):
@@ -132,8 +150,10 @@ def _op(node: fx.Node) -> str:
     return name.removesuffix(".default") if name.startswith("mlalab.") else target.__name__
 
 
-REQUESTS = (RequestSpec(0.0, 5, 6), RequestSpec(0.0, 19, 4), RequestSpec(0.0, 1, 7))
+REQUESTS = (RequestSpec(0.0, 5, 5), RequestSpec(0.0, 19, 3), RequestSpec(0.0, 1, 4))
 """Three requests at once; the longest prompt goes in chunks, so steps of every kind are run."""
+_LIMITS = (16, 3, 32)
+"""Most tokens of a step, requests, and tokens of a request."""
 
 
 def generated(face: str) -> tuple[tuple[int, ...], ...]:
@@ -142,16 +162,24 @@ def generated(face: str) -> tuple[tuple[int, ...], ...]:
     Args:
         face: a name of `mlalab.bench.serve_faces.FACES`: "eager", "exposed+passes".
     """
-    setting = ServeSetting(
-        shape=decoder_shape("tiny", 1),
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        mode="display",
-        max_num_batched_tokens=16,
-        max_num_seqs=3,
-        max_model_len=32,
-        num_blocks=6,
+    exposed, passes = FACES[face].exposed, FACES[face].passes
+    decoder = Decoder(decoder_shape("tiny", 1), LayerOptions(exposed=exposed))
+    pool = BlockPool(2 * len(REQUESTS), BLOCK_SIZE)
+    decoder.allocate_cache(pool.num_blocks, BLOCK_SIZE)
+    tokens, requests, longest = _LIMITS
+    graph = None
+    if passes is not None:
+        config = CompileConfig(
+            mode="display",
+            pass_config=passes,
+            max_num_batched_tokens=tokens,
+            max_num_seqs=requests,
+        )
+        graph = CompiledModel(decoder.stack, config)
+    scheduler = Scheduler(
+        pool, max_num_batched_tokens=tokens, max_num_seqs=requests, max_model_len=longest
     )
-    level = None if FACES[face].passes is None else "O2"
-    contestant = Contestant(face, level, setting, None)
-    return contestant.serve(REQUESTS, VirtualClock())[0].tokens
+    runner = ModelRunner(decoder, graph, max_model_len=longest, block_size=BLOCK_SIZE)
+    vocabulary = decoder.shape.vocab_size
+    engine = Engine(scheduler, runner, vocab_size=vocabulary, clock=VirtualClock())
+    return engine.run(REQUESTS).tokens

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from typing import TYPE_CHECKING
 
-from mlalab.records import StepRecord
+from mlalab.records import NodeRecord, StepRecord
 from mlalab.viz.plots import SERIES, plot
 from mlalab.viz.show import Figure, Pictured, before_after_figure
 from mlalab.viz.text import op_delta, table
@@ -45,7 +45,7 @@ class Calls:
 
 
 _LABELS = ("plain torch ops", "kernels that Inductor wrote", "matrix products", "ops of mlalab")
-_HATCHES = ("", "//", "..", "xx")
+_HATCHES = ("", "/", "\\", "-")
 
 
 class Ladder(Pictured):
@@ -100,7 +100,7 @@ class Ladder(Pictured):
             )
             left = [start + width for start, width in zip(left, widths, strict=True)]
         for row, total in enumerate(left):
-            axes.text(total, row, f" {total}", va="center")
+            axes.text(total + 0.3, row, f"{total}", va="center")
         axes.invert_yaxis()
         axes.set_axisbelow(True)
         axes.grid(visible=False, axis="y")
@@ -117,16 +117,20 @@ def graphs_figure(name: str, before: StepRecord, after: StepRecord) -> Figure:
     """
     old, new = ({node.name: node for node in step.nodes} for step in (before, after))
     kept = {x for x in old if x in new and old[x].target == new[x].target}
-    # New views are folded into lines like old ones: what works is what is to be seen.
     change = replace(
         after,
         name=name,
-        kind="fusion",  # of a graph that was captured anew nothing would be said
-        created=tuple(x for x in new if x not in kept and not new[x].plumbing),
-        erased=tuple(x for x in old if x not in kept and not old[x].plumbing),
+        status="applied",  # of a graph that was captured no change is told
+        created=tuple(x for x in new if x not in kept and _works(new[x])),
+        erased=tuple(x for x in old if x not in kept and _works(old[x])),
         rewired=tuple(x for x in new if x in kept and new[x].inputs != old[x].inputs),
         check=None,
     )
     figure = before_after_figure(before, change)
     counts = f"{name}: {len(before.nodes)} -> {len(after.nodes)} nodes"
     return replace(figure, caption=counts, text=f"{counts}\n\n{op_delta(before, after)}")
+
+
+def _works(node: NodeRecord) -> bool:
+    """Return whether a node is news: views are folded into lines, and inputs are only numbered."""
+    return node.op != "placeholder" and not node.plumbing
