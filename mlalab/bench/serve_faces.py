@@ -206,6 +206,14 @@ class Contestant:
         )
         # A collection in the midst of a run would be one form's bad luck.
         gc.collect()
+        gc.disable()
+        try:
+            return self._run(engine, trace)
+        finally:
+            gc.enable()
+
+    def _run(self, engine: Engine, trace: Sequence[RequestSpec]) -> tuple[Result, int]:
+        setting = self.setting
         if setting.device.type != "cuda":
             return engine.run(trace), 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         before = _allocated(setting.device)

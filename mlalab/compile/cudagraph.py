@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,18 @@ from torch import Tensor
 
 from mlalab.compile.captured import Capture, Captured, Replays, capture_on_gpu
 from mlalab.compile.cudagraph_modes import STYLES
+from mlalab.compile.cudagraph_refusals import refusals
 from mlalab.compile.dispatch import KINDS, CompiledModel
 from mlalab.compile.static_batch import StaticBatch
-from mlalab.context import BatchKind, BatchMetadata, current_context, forward_context
+from mlalab.context import (
+    BatchKind,
+    BatchMetadata,
+    ForwardContext,
+    current_context,
+    forward_context,
+)
 from mlalab.errors import ConfigError
+from mlalab.ops.checks import check_positions, check_slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +67,7 @@ class CudaGraphs:
 
     def __init__(self, model: CompiledModel, capture: Capture = capture_on_gpu) -> None:
         self.model, self._capture = model, capture
-        self.refusals = _refusals(model, capture)
+        self.refusals = refusals(model, on_gpu=capture is capture_on_gpu)
         decode, others = model.config.capture_sizes
         asked = STYLES[model.config.cudagraph_mode]
         self._styles = {k: style for k, style in asked.items() if k not in self.refusals}
@@ -88,12 +96,13 @@ class CudaGraphs:
             self._batch = StaticBatch(self.model.layers, self.model.config, rows)
             replays.capture, replays.taken = self._capture, True
             replays.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
-            for kind, sizes in self._sizes.items():
-                for size in reversed(sizes):
+            wanted = [(size, kind) for kind, sizes in self._sizes.items() for size in sizes]
+            with _on(self._batch.positions.device):
+                for size, kind in sorted(wanted, reverse=True):
                     # Pieces that serve another kind as well are captured for that one.
                     if self._styles[kind] == "FULL" or self._serving(kind, size) == kind:
                         self._capture_one(kind, size)
-                self._ready[kind] = list(sizes)
+            self._ready = {kind: list(sizes) for kind, sizes in self._sizes.items()}
         self.seconds = time.perf_counter() - start
 
     def _serving(self, kind: BatchKind, size: int) -> BatchKind:
@@ -124,6 +133,8 @@ class CudaGraphs:
             return self.model(positions, hidden_TD)
         batch, tokens = self._batch, positions.size(0)
         assert batch is not None and context.metadata is not None
+        if context.checked:
+            self._check(positions, context)
         batch.fill(positions, hidden_TD, context.slot_mapping, size)
         inputs = (batch.positions[:size], batch.hidden_TD[:size])
         if self._styles[kind] == "FULL":
@@ -134,6 +145,14 @@ class CudaGraphs:
             self.model.replays.of_size(size),
         ):
             return _rows(self.model.graph_for(kind, *inputs)(*inputs), tokens)
+
+    def _check(self, positions: Tensor, context: ForwardContext) -> None:
+        """Raise for what the ops would raise for: a replay checks nothing."""
+        for layer in self.model.layers:
+            if context.slot_mapping is not None:
+                check_slots(context, layer.kv_cache, positions.size(0))
+            if layer.rotary_emb is not None:
+                check_positions(positions, layer.rotary_emb.cos_sin_cache.size(0))
 
     def _size_for(self, kind: BatchKind, tokens: int, metadata: BatchMetadata | None) -> int | None:
         """Return the captured size that a batch is padded to, or None where no graph serves it."""
@@ -180,26 +199,6 @@ def _rows(results: Any, tokens: int) -> Any:
     return tuple(x[:tokens] for x in results)
 
 
-def _refusals(model: CompiledModel, capture: Capture) -> dict[BatchKind, str]:
-    """Return, by kind of batch, why the graphs that the mode asks for cannot be captured."""
-    refused: dict[BatchKind, str] = {}
-    device = model.layers[0].o_proj.weight.device
-    for kind, style in STYLES[model.config.cudagraph_mode].items():
-        if capture is capture_on_gpu and device.type != "cuda":
-            refused[kind] = f"the model is on {device}, and CUDA graphs need a CUDA device"
-        elif style == "FULL" and (reason := _unsafe(kind, model.layers)):
-            refused[kind] = reason
-    return refused
-
-
-def _unsafe(kind: BatchKind, layers: Sequence[Any]) -> str:
-    """Return why a whole batch of this kind cannot be one graph, or nothing."""
-    if kind != "decode":
-        return (
-            "attention of prefilled requests takes them one by one, by lengths that the host "
-            "knows; PIECEWISE graphs leave it out"
-        )
-    others = sorted({layer.layer_name for layer in layers if layer.kind != "mla"})
-    if others:
-        return f"attention of {others[0]} reads its lengths on the host; PIECEWISE leaves it out"
-    return ""
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a block in which graphs are captured on this device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -22,7 +22,7 @@ from mlalab.compile.cudagraph_modes import STYLES
 from mlalab.compile.entries import Entry, compile_entry
 from mlalab.compile.faces import Face
 from mlalab.compile.pieces import compile_pieces
-from mlalab.compile.ranges import CompileRange
+from mlalab.compile.ranges import CompileRange, decode_bound
 from mlalab.compile.report import Report, report_of, warn_of_misses, warn_of_useless
 from mlalab.compile.settings import CompileConfig
 from mlalab.context import (
@@ -33,7 +33,7 @@ from mlalab.context import (
     forward_context,
 )
 from mlalab.errors import ConfigError, InputError
-from mlalab.kernels import availability, force
+from mlalab.kernels import Provider, availability, force
 from mlalab.passes.driver import PassDriver, check_order
 from mlalab.passes.fusion import Pass
 from mlalab.passes.pipeline import PIPELINE
@@ -56,7 +56,7 @@ class GraphKey:
 
     @property
     def decode_only(self) -> bool:
-        """Return whether it serves nothing but uniform decode batches."""
+        """Whether it serves nothing but uniform decode batches."""
         return self.kind == "decode"
 
     def __lt__(self, other: GraphKey) -> bool:
@@ -100,7 +100,8 @@ class CompiledModel:
         self.passes = tuple(passes)
         # One that cannot be used has its fusions switched off, aloud; the rest still has to run.
         provider = self.config.provider
-        self._forces = provider != "auto" and availability(provider).usable
+        forces = provider != "auto" and availability(provider).usable
+        self.forced: Provider | None = provider if forces else None
         self._query_len = self.config.decode_query_len
         self.decided = self.config.passes_of(
             rope_custom_op=any(layer.options.rope_custom_op for layer in self.layers)
@@ -202,8 +203,8 @@ class CompiledModel:
             self.entries[key] = self._compile(key, positions, hidden_TD)
             warn_of_misses(str(key), self.entries[key].outcomes, self.passes, self.layers)
         graph: Graph = functools.partial(self._faces[key.kind].call, self.entries[key])
-        if self._forces:
-            graph = force(self.config.provider)(graph)
+        if self.forced is not None:
+            graph = force(self.forced)(graph)
         self._chosen[kind, num_tokens] = graph
         return graph
 
@@ -222,18 +223,20 @@ class CompiledModel:
 
     def warm_up(self) -> None:
         """Compile every graph now, in profile runs: no cache is written."""
-        layer = self.layers[0]
-        sizes = [*self.config.compile_sizes, *(served.end for served in self.ranges)]
+        layer, config = self.layers[0], self.config
+        bound = decode_bound(config.max_num_seqs, config.num_speculative_tokens)
+        spans = [(size, size) for size in config.compile_sizes]
+        spans += [(served.start, served.end) for served in self.ranges]
         context = ForwardContext(layers={x.layer_name: x for x in self.layers}, checked=False)
         with torch.no_grad(), forward_context(context):
-            for num_tokens in sizes:
+            for least, most in spans:
                 hidden = torch.zeros(
-                    (num_tokens, layer.shape.hidden_size),
+                    (most, layer.shape.hidden_size),
                     dtype=layer.options.dtype,
                     device=layer.options.device,
                 )
-                positions = torch.zeros(num_tokens, dtype=torch.int64, device=hidden.device)
-                for kind in KINDS:
+                positions = torch.zeros(most, dtype=torch.int64, device=hidden.device)
+                for kind in KINDS if least <= bound else ("general", "prefill"):
                     self._choose(kind, positions, hidden)
 
     def partitions(self) -> dict[BatchKind, int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from mlalab.cache import PAD_SLOT
 from mlalab.compile.settings import CompileConfig
 from mlalab.context import BatchMetadata, ForwardContext
+from mlalab.errors import InputError
 from mlalab_kernels.mla_decode_attention.lengths import DeviceLengths
 
 
@@ -48,8 +49,17 @@ class StaticBatch:
     def fill(
         self, positions: Tensor, hidden_TD: Tensor, slot_mapping: Tensor | None, size: int
     ) -> None:
-        """Take over a batch of at most `size` tokens, and make the rest of the rows padding."""
+        """Take over a batch of at most `size` tokens, and make the rest of the rows padding.
+
+        Raises:
+            InputError: slots of more tokens than there are.
+        """
         tokens = positions.size(0)
+        if slot_mapping is not None and slot_mapping.size(0) > tokens:
+            raise InputError(
+                f"The slot mapping names {slot_mapping.size(0)} tokens but the batch has {tokens}; "
+                f"it may be shorter than the batch, never longer."
+            )
         self.positions[:tokens].copy_(positions)
         self.positions[tokens:size].zero_()
         self.hidden_TD[:tokens].copy_(hidden_TD)

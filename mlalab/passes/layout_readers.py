@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx
 
-from mlalab.graphs import aten, fake_mode_of, is_view, value_of
-from mlalab.passes.values import is_dense
+from mlalab.graphs import aten, fake_mode_of, is_call, is_view, value_of
+from mlalab.passes.values import BY_LAYOUT, is_dense
 
 
 def keep_dense(node: fx.Node, new: Tensor) -> None:
@@ -37,10 +37,9 @@ def keep_dense(node: fx.Node, new: Tensor) -> None:
 
 
 def _seeing(node: fx.Node) -> Iterator[fx.Node]:
-    """Yield users of `node` that reduce or return it, and views of it that others do that to."""
+    """Yield what sees how `node` lies: its users, and views of it that something sees so."""
     for user in node.users:
-        if is_view(user):
-            if any(True for _ in _seeing(user)):
-                yield user
-        elif user.op == "output" or torch.Tag.reduction in getattr(user.target, "tags", ()):
+        tags = getattr(user.target, "tags", ())
+        sees = user.op == "output" or is_call(user, *BY_LAYOUT) or torch.Tag.reduction in tags
+        if sees or (is_view(user) and any(True for _ in _seeing(user))):
             yield user

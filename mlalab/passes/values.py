@@ -31,7 +31,7 @@ from mlalab.graphs import (
     wrapped_op,
 )
 
-_BY_LAYOUT = (aten.as_strided.default, aten.as_strided_scatter.default)
+BY_LAYOUT = (aten.as_strided.default, aten.as_strided_scatter.default)
 """Ops that name elements by their place in the storage, not by their index in the tensor."""
 
 
@@ -86,7 +86,7 @@ def layout_readers(node: fx.Node) -> Iterator[fx.Node]:
     while queue:
         lying = queue.pop()
         for user in lying.users:
-            if user.op == "output" or is_call(user, *_BY_LAYOUT):
+            if user.op == "output" or is_call(user, *BY_LAYOUT):
                 yield user
             if user not in seen and _lies_as(user, lying):
                 seen[user] = None

@@ -98,8 +98,10 @@ class Engine:
 
         Raises:
             InputError: a request that could never run; nothing was run then.
-            ServingError: a step failed, or a request or block was lost.
+            ServingError: a step failed, a request or block was lost, or there are requests already.
         """
+        if self.scheduler.busy:
+            raise ServingError("Requests are being served already; finish or abort() them first.")
         for spec in trace:
             self.scheduler.check(spec.prompt_len, spec.output_len)
         prompts = [prompt_tokens(s, i, self.vocab_size, self.seed) for i, s in enumerate(trace)]

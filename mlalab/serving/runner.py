@@ -7,6 +7,7 @@ the requests of the step are others than those of the last.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from torch import Tensor
 from mlalab.context import BatchMetadata, ForwardContext, forward_context
 from mlalab.serving.model import Decoder, Graph
 from mlalab.serving.steps import Request, Step
+from mlalab_kernels.mla_decode_attention.lengths import DeviceLengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +83,19 @@ class ModelRunner:
         blocks = self._blocks[request_of, positions // self._block_size].astype(np.int64)
         slots = blocks * self._block_size + positions % self._block_size
         sampled = ends[list(step.sampled)] - 1
+        decodes = slice(step.num_decodes)
+        starts = np.concatenate(([0], ends[decodes]))
+        seq_lens = (contexts + query_lens)[decodes]
         arrays = (_tokens_of(step), positions, slots, sampled)
-        token_ids, positions_T, slots_T, sampled_S = self._to_device(*arrays)
+        lengths = (starts.astype(np.int32), seq_lens.astype(np.int32))
+        on_device = self._to_device(*arrays, *lengths)
+        token_ids, positions_T, slots_T, sampled_S, starts_R, seq_lens_R = on_device
         metadata = BatchMetadata(
             query_lens=step.query_lens,
             context_lens=step.context_lens,
             num_decodes=step.num_decodes,
             block_table=self._block_table,
+            decode_lengths=DeviceLengths(starts_R, seq_lens_R),
         )
         everything = sampled.size == request_of.size
         return StepInputs(
@@ -105,14 +113,22 @@ class ModelRunner:
         self._block_table = torch.from_numpy(blocks).to(self._device)
         self._blocks, self._served = blocks, step.requests
 
-    def _to_device(self, *arrays: npt.NDArray[np.int64]) -> list[Tensor]:
-        """Return the arrays as tensors, copied as one."""
-        sizes = [array.size for array in arrays]
+    def _to_device(self, *arrays: npt.NDArray[Any]) -> list[Tensor]:
+        """Return the arrays as tensors, copied as one; each begins at a multiple of 16 bytes.
+
+        Elsewhere Triton would compile a kernel once more.
+        """
+        sizes = [-(-array.nbytes // 16) * 16 for array in arrays]
         # Pinned memory that torch handed out is not handed out again before the copy is done.
         pinned = self._device.type == "cuda"
-        host = torch.empty(sum(sizes), dtype=torch.int64, pin_memory=pinned)
-        np.concatenate(arrays, out=host.numpy())
-        return list(host.to(self._device, non_blocking=True).split(sizes))
+        host = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=pinned)
+        for array, part in zip(arrays, host.split(sizes), strict=True):
+            part.numpy()[: array.nbytes] = array.view(np.uint8)
+        parts = host.to(self._device, non_blocking=True).split(sizes)
+        return [
+            part[: array.nbytes].view(torch.from_numpy(array).dtype)
+            for array, part in zip(arrays, parts, strict=True)
+        ]
 
 
 def _tokens_of(step: Step) -> npt.NDArray[np.int64]:

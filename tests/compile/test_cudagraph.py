@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mlalab.compile.cudagraph import CudaGraphs
-from mlalab.context import make_batch
-from mlalab.errors import ConfigError
+from mlalab.context import ForwardContext, forward_context, make_batch
+from mlalab.errors import ConfigError, InputError
 from tests.compile.batches import BLOCK, compiled, decode, flags, mixed, model, prefill, run
 from tests.compile.replaying import with_graphs
 from tests.layers.test_mla_paths import BATCHES, outcome
@@ -167,6 +167,26 @@ def test_a_model_that_was_reset_is_not_replayed_until_it_is_captured_again(mode)
     graphs.capture_all()
     recorded.replays = 0
     assert not served(graphs, decode(3))["output"].any() and recorded.replays > 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_replay_refuses_what_the_ops_refuse(mode):
+    graphs, _ = one_layer(mode)
+    layers, batch = list(graphs.model.layers), decode(3)
+    hidden, positions = torch.zeros(3, 64, dtype=torch.bfloat16), batch.positions()
+    for slots, place, checked, message in (
+        ([1, 2, 3, 4], 0, False, "slot mapping names 4 tokens but the batch has 3"),
+        ([1, 2, 10_000], 0, True, "Slot 10000 lies outside the cache"),
+        ([1, 2, 3], 1_000_000, True, "do not fit the rope table"),
+    ):
+        context = ForwardContext(
+            layers={layer.layer_name: layer for layer in layers},
+            metadata=batch,
+            slot_mapping=torch.tensor(slots),
+            checked=checked,
+        )
+        with forward_context(context), pytest.raises(InputError, match=message):
+            graphs(positions + place, hidden)
 
 
 def test_before_capturing_batches_run_without_graphs():

@@ -111,3 +111,11 @@ def test_a_hidden_split_leaves_the_graph_as_it_was():
     names = targets(mlalab.trace("tiny", options=options, metadata=MIXED))
     assert names.count(OPAQUE) == 1
     assert not {SPLIT, DECODE, PREFILL} & set(names)
+
+
+def test_warm_up_compiles_no_graph_that_no_batch_reaches():
+    exposed = model("tiny", exposed=True, **CACHES["fp8"])
+    function = compiled(exposed, pass_config=flags(exposed), verify=False)
+    function.warm_up()
+    keys = {f"{kind} {served}" for kind in ("general", "prefill") for served in ("1..8", "9..64")}
+    assert {str(key) for key in function.entries} == keys | {"decode 1..8"}

@@ -62,6 +62,18 @@ def rotated_key_summed(layer, positions, q, kv_c, k_pe):
     return finish(layer, q, kv_c, k_pe), k_pe.sum(), k_pe.squeeze(1).mean()
 
 
+def rotated_key_by_place(layer, positions, q, kv_c, k_pe):
+    """Something names elements of the rotated key by their place in memory."""
+    k_pe = rotate(layer, positions, q, k_pe)
+    return finish(layer, q, kv_c, k_pe), k_pe.as_strided((2, 3), (3, 1), 1).clone()
+
+
+def rotated_key_and_itself(layer, positions, q, kv_c, k_pe):
+    """The rotated key leaves the graph as it lies."""
+    k_pe = rotate(layer, positions, q, k_pe)
+    return finish(layer, q, kv_c, k_pe), k_pe
+
+
 def rotated_query_summed(layer, positions, q, kv_c, k_pe):
     """Something sums the rotated query, in the order in which it lies in memory."""
     nope = layer.shape.qk_nope_head_dim

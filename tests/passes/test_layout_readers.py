@@ -1,4 +1,4 @@
-"""Readers that sum in the order of memory: they see the bits they saw before the fusion."""
+"""Readers that see how a tensor lies: they see after the fusion what they saw before it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,14 @@ def test_what_is_summed_is_copied_where_it_would_lie_otherwise(model, dynamic):
     trace = fuse(stand(one(model), tokens=TOKENS), dynamic=dynamic)
     assert FUSED in targets(trace)
     assert targets(trace).count("aten.clone") == 1
+
+
+@pytest.mark.parametrize("model", [awkward.rotated_key_by_place, awkward.rotated_key_and_itself])
+def test_what_sees_places_or_leaves_the_graph_lies_as_it_did(model):
+    trace = fuse(stand(one(model), tokens=TOKENS)).check()
+    assert trace.ok and FUSED in targets(trace)
+    copies = [node for node in trace[-1].nodes if node.target == "aten.clone"]
+    assert copies and all(copy.stride in ((16, 16, 1), (3, 1)) for copy in copies)
 
 
 def test_what_lay_so_before_is_summed_as_it_lies():

@@ -84,6 +84,14 @@ def test_a_trace_with_a_request_that_cannot_run_is_refused_before_anything_runs(
     assert not ran and not server.scheduler.busy
 
 
+def test_a_trace_beside_requests_that_are_there_already_is_refused():
+    server = scripted(VirtualClock())
+    server.scheduler.submit([1, 2], 2)
+    with pytest.raises(ServingError, match="being served already"):
+        server.run(TRACE[:1])
+    assert server.scheduler.busy
+
+
 class Failing:
     """An attention op that raises on some of its calls."""
 

@@ -10,6 +10,7 @@ import torch
 from mlalab.context import ForwardContext, forward_context, make_batch
 from mlalab.serving.runner import ModelRunner
 from mlalab.serving.steps import Step
+from mlalab_kernels.mla_decode_attention.lengths import DeviceLengths
 from tests.serving.decoders import BLOCK, LONGEST, decoder, scheduler
 
 
@@ -40,6 +41,14 @@ def test_inputs_are_those_of_the_batch_s_own_helpers():
         assert metadata.num_tokens == step.num_tokens == inputs.token_ids.numel()
         assert metadata.num_decodes == step.num_decodes
         assert (metadata.uniform_query_len is not None) == (step.kind == "decode")
+        lengths, of = metadata.decode_lengths, DeviceLengths.of
+        decodes, cpu = slice(step.num_decodes), torch.device("cpu")
+        wanted = of(metadata.query_lens[decodes], metadata.seq_lens[decodes], cpu)
+        for found, expected in zip(lengths[:2], wanted[:2], strict=True):
+            assert found.dtype == torch.int32 and found.tolist() == expected.tolist()
+        on_device = (inputs.token_ids, inputs.positions, inputs.slots, *lengths[:2])
+        places = [x.storage_offset() * x.element_size() % 16 for x in on_device]
+        assert places == [0] * len(places)
         table = metadata.block_table
         assert (table.dtype, table.size(1)) == (torch.int32, LONGEST // BLOCK)
         for row, request in zip(table.tolist(), step.requests, strict=True):
