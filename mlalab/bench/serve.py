@@ -1,8 +1,8 @@
 """`python -m mlalab bench serve`: a trace of requests through every form of a decoder.
 
-Each form first serves the trace by a clock that makes the same batches every time: that warms it
-up, and its tokens must be those of every other form. Then the forms are timed in turn, run by run,
-so that a machine that drifts drifts for all of them.
+Each form first serves the trace by a clock that makes the same batches every time, and is told the
+tokens of the first form: that warms it up, and it must agree with each of them up to rounding. Then
+the forms are timed in turn, run by run, so that a machine that drifts drifts for all of them.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from mlalab.bench.report import machine, save
-from mlalab.bench.serve_faces import Contestant
+from mlalab.bench.serve_contestant import Contestant
 from mlalab.bench.serve_options import Plan, ServeOptions, plan
 from mlalab.bench.serve_report import FaceResult, Run, described, document, table
-from mlalab.serving.clock import Clock, VirtualClock, WallClock
+from mlalab.serving.clock import WallClock
 from mlalab.serving.metrics import summarise
 from mlalab.trace_files import require_folder
 
@@ -85,7 +85,8 @@ class _Bench:
         self.plan = planned
         self.contestants: list[Contestant] = []
         self.results: list[FaceResult] = []
-        self._tokens: list[Tokens] = []
+        self._told: Tokens | None = None
+        self._timed: dict[str, Tokens] = {}
 
     def set_up(self) -> None:
         """Build every form, and let it serve the trace once: warm-up and check in one."""
@@ -96,35 +97,33 @@ class _Bench:
             for warning in contestant.set_up.warnings:
                 _say(f"{contestant.name}: {warning}")
             result = FaceResult(contestant.name, contestant.set_up)
-            tokens = self._serve(contestant, result, VirtualClock())
+            served, result.agreement = contestant.rehearse(self.plan.trace, self._told)
+            self._told = self._told or served.tokens
+            if wrong := result.agreement.wrong:
+                result.differing, result.first_difference = len({r for r, _ in wrong}), wrong[0]
             self.contestants.append(contestant)
             self.results.append(result)
-            self._tokens.append(tokens)
-            _compare(result, tokens, self._tokens[0])
 
     def time(self) -> None:
         """Time every form in turn, run by run."""
-        forms = list(zip(self.contestants, self.results, self._tokens, strict=True))
+        forms = list(zip(self.contestants, self.results, strict=True))
         for run in range(self.plan.runs):
             # Another one goes first each time: none always follows the same.
             first = run % len(forms)
-            for contestant, result, expected in forms[first:] + forms[:first]:
-                tokens = self._serve(contestant, result, WallClock())
+            for contestant, result in forms[first:] + forms[:first]:
+                served, peak = contestant.serve(self.plan.trace, WallClock())
+                result.runs.append(Run(summarise(served.times), served.steps))
+                result.peak_bytes = max(result.peak_bytes, peak)
+                result.compiled_later = contestant.compiled_later
                 # With arrivals in between, batches depend on the time, and rounding on batches.
                 if not any(spec.arrival_s for spec in self.plan.trace):
-                    _compare(result, tokens, expected)
-
-    def _serve(self, contestant: Contestant, result: FaceResult, clock: Clock) -> Tokens:
-        served, peak = contestant.serve(self.plan.trace, clock)
-        if isinstance(clock, WallClock):
-            result.runs.append(Run(summarise(served.times), served.steps))
-        result.peak_bytes = max(result.peak_bytes, peak)
-        result.compiled_later = contestant.compiled_later
-        return served.tokens
+                    _compare(
+                        result, served.tokens, self._timed.setdefault(result.name, served.tokens)
+                    )
 
 
 def _compare(result: FaceResult, tokens: Tokens, expected: Tokens) -> None:
-    """Note which requests have other tokens than expected."""
+    """Note which requests have other tokens than in an earlier run."""
     differing = [i for i, pair in enumerate(zip(tokens, expected, strict=True)) if len({*pair}) > 1]
     result.differing = max(result.differing, len(differing))
     if differing and result.first_difference is None:
@@ -137,7 +136,7 @@ def _compare(result: FaceResult, tokens: Tokens, expected: Tokens) -> None:
 def _difference(result: FaceResult, first: str, requests: int) -> str:
     assert result.first_difference is not None
     request, place = result.first_difference
-    than = f"than {first}" if result.name != first else "in one run than in another"
+    than = f"than {first}" if result.agreement.wrong else "in one run than in another"
     return (
         f"{result.name} generated other tokens {than} for {result.differing} of {requests} "
         f"requests, first at token {place} of request {request}; its speed is not compared."

@@ -11,6 +11,7 @@ from typing import Any
 from mlalab.bench.serve_faces import ServeSetting, SetUp
 from mlalab.bench.serve_options import Plan
 from mlalab.context import BatchKind
+from mlalab.serving.agreement import Agreement
 from mlalab.serving.engine import StepsTaken
 from mlalab.serving.metrics import Latency, Summary
 from mlalab.serving.requests import RequestSpec
@@ -42,11 +43,12 @@ class FaceResult:
     """All that was found of one form.
 
     Args:
-        differing: requests whose tokens are not those of the first form, served in the same
-            batches, or not the same in every run of the same batches.
+        differing: requests with tokens that are others than the first form's, by more than
+            rounding, or others in one run than in another of the same batches.
         first_difference: the first such request and the first such token of it; None without.
         peak_bytes: the most that were in use in any run.
         compiled_later: graphs that were compiled after everything was to be ready.
+        agreement: with the tokens of the first form, served in the same batches.
     """
 
     name: str
@@ -56,6 +58,7 @@ class FaceResult:
     first_difference: tuple[int, int] | None = None
     peak_bytes: int = 0
     compiled_later: int = 0
+    agreement: Agreement = field(default_factory=Agreement)
 
 
 def _latency(latency: str, statistic: str) -> Callable[[Run], float | None]:
@@ -134,7 +137,12 @@ def _steps(result: FaceResult) -> str:
 
 
 def _tokens(result: FaceResult) -> str:
-    return f"{result.differing} requests differ" if result.differing else "same"
+    found = result.agreement
+    if result.differing:
+        return f"{result.differing} requests differ"
+    if not found.tipped:
+        return "same"
+    return f"{found.tipped} of {found.choices} tipped by rounding (at most {found.widest:.1g} sd)"
 
 
 def _by_kind(counts: Mapping[BatchKind, int]) -> str:

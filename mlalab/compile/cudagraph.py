@@ -158,12 +158,9 @@ class CudaGraphs:
         """Return the captured size that a batch is padded to, or None where no graph serves it."""
         sizes = self._ready.get(kind)
         # A model that was reset has other weights than its graphs.
-        if (
-            not sizes
-            or self._captured is not self.model.replays
-            or metadata is None
-            or not 0 < tokens <= sizes[-1]
-        ):
+        if not sizes or metadata is None or self._captured is not self.model.replays:
+            return None
+        if not 0 < tokens <= sizes[-1]:
             return None
         assert self._batch is not None
         # Rows beyond the metadata are padding already; the graph of decode makes its own.
@@ -183,9 +180,9 @@ class CudaGraphs:
             return GraphsOfKind(kind, "FULL", sizes, captures=len(self._full))
         serving = self._serving(kind, sizes[0])
         if serving != kind:
-            return GraphsOfKind(
-                kind, "PIECEWISE", sizes, reason=f"those of {serving} batches serve"
-            )
+            partitions = self.model.partitions()[serving]
+            reason = f"those of {serving} batches serve"
+            return GraphsOfKind(kind, "PIECEWISE", sizes, partitions, reason=reason)
         found = {self.model.key_for(size, kind) for size in sizes}
         entries = [self.model.entries[key] for key in found]
         captures = sum(len(piece.captured) for entry in entries for piece in entry.pieces)

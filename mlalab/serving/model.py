@@ -163,9 +163,9 @@ class Decoder(nn.Module):
         """Use the other decoder's weights in place of one's own, which are then freed."""
         self.load_state_dict(other.state_dict(keep_vars=True), assign=True)
 
-    def next_tokens(self, hidden_SD: Tensor) -> Tensor:
-        """Return the most likely next token of each row, `[S]` int64."""
-        return self.lm_head(self.norm(hidden_SD)).argmax(-1)
+    def logits(self, hidden_SD: Tensor) -> Tensor:
+        """Return how likely each word is to come next, `[S, W]` in the model's dtype."""
+        return self.lm_head(self.norm(hidden_SD))
 
     def _randomise(self, seed: int) -> None:
         """Draw weights that keep the scale of what they multiply, so that every layer tells."""

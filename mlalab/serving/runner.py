@@ -57,7 +57,12 @@ class ModelRunner:
         self._block_table = torch.from_numpy(self._blocks).to(self._device)
 
     def __call__(self, step: Step) -> list[int]:
-        """Run the step; waits for the device."""
+        """Run the step and return the likeliest token of each sampled row; waits for the device."""
+        tokens: list[int] = self.logits(step).argmax(-1).tolist()
+        return tokens
+
+    def logits(self, step: Step) -> Tensor:
+        """Run the step and return the logits of each sampled row, `[S, W]`."""
         inputs = self.prepare(step)
         context = ForwardContext(
             layers=self._layers,
@@ -68,8 +73,7 @@ class ModelRunner:
         with torch.no_grad(), forward_context(context):
             hidden_TD = self.graph(inputs.positions, self.decoder.embed_tokens(inputs.token_ids))
             rows = hidden_TD if inputs.sampled is None else hidden_TD[inputs.sampled]
-            tokens: list[int] = self.decoder.next_tokens(rows).tolist()
-        return tokens
+            return self.decoder.logits(rows)
 
     def prepare(self, step: Step) -> StepInputs:
         """Return what the forward pass of this step takes."""

@@ -123,6 +123,13 @@ def test_the_report_counts_graphs_pieces_and_captures():
         assert (kind.style, kind.partitions, kind.captures) == ("PIECEWISE", 5, 3 * len(SIZES))
 
 
+def test_prefilled_batches_of_an_opaque_model_are_served_by_the_general_graphs():
+    graphs, _ = with_graphs(build("PIECEWISE", exposed=False, names=("tiny",)))
+    general, _, prefills = graphs.report()
+    assert (prefills.partitions, prefills.captures) == (general.partitions, 0) == (3, 0)
+    assert prefills.reason == "those of general batches serve"
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_on_a_cpu_nothing_is_captured_and_the_reason_is_given(mode):
     graphs = CudaGraphs(build(mode, names=("tiny",)))

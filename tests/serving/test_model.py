@@ -99,5 +99,5 @@ def test_the_next_token_is_the_likeliest_of_the_normalised_row():
     model = decoder()
     hidden = torch.randn(3, 64)
     scores = model.lm_head(model.norm(hidden))
-    assert model.next_tokens(hidden).tolist() == [int(row.argmax()) for row in scores]
-    assert model.next_tokens(hidden[:0]).tolist() == []
+    assert model.logits(hidden).argmax(-1).tolist() == [int(row.argmax()) for row in scores]
+    assert model.logits(hidden[:0]).argmax(-1).tolist() == []
