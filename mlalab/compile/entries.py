@@ -107,7 +107,9 @@ def _key(gm: fx.GraphModule, inputs: Sequence[Any], driver: PassDriver) -> str:
         (str(x.dtype), str(tuple(x.shape)), str(x.device)) if isinstance(x, Tensor) else str(x)
         for x in inputs
     ]
-    return fingerprint(driver.uuid(), gm.print_readable(print_output=False), kinds)
+    # Without the source lines that a readable print has: torch's cache does not know them either.
+    text = [str(m.graph) for m in gm.modules() if isinstance(m, fx.GraphModule)]
+    return fingerprint(driver.uuid(), text, kinds)
 
 
 def _save(path: Path, outcomes: Sequence[PassOutcome]) -> None:
