@@ -8,6 +8,7 @@ in between depend on the number of rows alone and can be captured once for each.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def cut(gm: fx.GraphModule, activations: Collection[int]) -> tuple[fx.GraphModul
     """
     placeholders = gm.graph.find_nodes(op="placeholder")
     inputs = [placeholders[i] for i in activations]
-    own = {symbol for node in inputs for symbol in _symbols(node)}
+    own = {symbol for node in inputs for symbol in made_up_sizes(node)}
     changing = {node for node in inputs if isinstance(node.meta["example_value"], Tensor)}
     pieces: dict[fx.Node, int] = {}
     kinds: list[bool] = []
@@ -61,14 +62,14 @@ def cut(gm: fx.GraphModule, activations: Collection[int]) -> tuple[fx.GraphModul
     return split, {f"submod_{index}": safe for index, safe in enumerate(kinds or [True])}
 
 
-def _is_unsafe(node: fx.Node, own: Collection[Any]) -> bool:
+def _is_unsafe(node: fx.Node, own: AbstractSet[Any]) -> bool:
     if node.target in SPLITTING_OPS:
         return True
-    return any(not _symbols(x) <= set(own) for x in (node, *node.all_input_nodes))
+    return any(not made_up_sizes(x) <= own for x in (node, *node.all_input_nodes))
 
 
-def _symbols(node: fx.Node) -> set[Any]:
-    """Return the sizes made up while tracing that this value has to do with."""
+def made_up_sizes(node: fx.Node) -> set[Any]:
+    """Return the sizes made up while a Dynamo graph was traced that this node's value has."""
     value = node.meta.get("example_value")
     values = value if isinstance(value, (tuple, list)) else [value]
     sized = (x for x in values if isinstance(x, (Tensor, torch.SymInt, torch.SymBool)))
@@ -133,8 +134,9 @@ class _Propagate(fx.Interpreter):
 
 def _only_calls_ops(module: fx.GraphModule) -> bool:
     """Return whether a piece is nothing but ops of ours: there is nothing to compile."""
-    return all(node.target in SPLITTING_OPS for node in _calls(module.graph))
+    return all(node.target in SPLITTING_OPS for node in calls(module.graph))
 
 
-def _calls(graph: fx.Graph) -> Iterator[fx.Node]:
+def calls(graph: fx.Graph) -> Iterator[fx.Node]:
+    """Yield the nodes of a graph that call something, in order."""
     return (node for node in graph.nodes if node.op.startswith("call_"))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from mlalab.bench.serve_faces import FACES
 from mlalab.compile.dispatch import CompiledModel
 from mlalab.compile.faces import Face
-from mlalab.compile.pieces import cut
+from mlalab.compile.pieces import calls as calls_of
+from mlalab.compile.pieces import cut, made_up_sizes
 from mlalab.compile.settings import CompileConfig
 from mlalab.context import BatchKind, BatchMetadata, graph_serves, make_batch
 from mlalab.layers.options import LayerOptions
@@ -99,19 +99,19 @@ def captured(kind: BatchKind, *, exposed: bool = True, num_layers: int = 1) -> C
     face = Face(bench.module, kind)
     with graph_serves(kind):
         gm, _ = bench.run(face.traced, bench.positions, bench.hidden_TD)
-    sizes = {node.name: _made_up(node) for node in gm.graph.nodes}
+    sizes = {node.name: frozenset(map(str, made_up_sizes(node))) for node in gm.graph.nodes}
     placeholders = gm.graph.find_nodes(op="placeholder")
     inputs = [placeholders[place] for place in face.activations]
     tensors = [x for x in inputs if isinstance(x.meta["example_value"], Tensor)]
-    names = [node.name for node in _calls(gm)]
+    names = [node.name for node in calls_of(gm.graph)]
     depending = _depending(gm, tensors)
     calls = tuple(
         Call(node.name, _op(node), tuple(x.name for x in node.all_input_nodes))
-        for node in _calls(gm)
+        for node in calls_of(gm.graph)
         if node in depending
     )
     split, safe = cut(gm, face.activations)
-    pieces = [(safe[name], list(_calls(getattr(split, name)))) for name in safe]
+    pieces = [(safe[name], list(calls_of(getattr(split, name).graph))) for name in safe]
     # Pieces name their nodes anew, and keep the order.
     flags = [may for may, nodes in pieces for _ in nodes]
     return Captured(
@@ -123,23 +123,12 @@ def captured(kind: BatchKind, *, exposed: bool = True, num_layers: int = 1) -> C
     )
 
 
-def _calls(gm: fx.GraphModule) -> Iterator[fx.Node]:
-    return (node for node in gm.graph.nodes if node.op.startswith("call_"))
-
-
 def _depending(gm: fx.GraphModule, inputs: Collection[fx.Node]) -> set[fx.Node]:
     found = set(inputs)
-    for node in _calls(gm):
+    for node in calls_of(gm.graph):
         if not found.isdisjoint(node.all_input_nodes):
             found.add(node)
     return found
-
-
-def _made_up(node: fx.Node) -> frozenset[str]:
-    value = node.meta.get("example_value")
-    values = value if isinstance(value, (tuple, list)) else [value]
-    sized = (x for x in values if isinstance(x, (Tensor, torch.SymInt, torch.SymBool)))
-    return frozenset(str(symbol) for x in sized for symbol in free_unbacked_symbols(x))
 
 
 def _op(node: fx.Node) -> str:
