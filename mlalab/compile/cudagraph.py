@@ -80,7 +80,10 @@ class CudaGraphs:
         """How long capturing took, compiling included."""
 
     def capture_all(self) -> None:
-        """Compile and capture every size, the largest first, so that smaller ones share memory.
+        """Compile and capture every size, the largest first.
+
+        Graphs share what they only need while they run; each keeps its results, and its pieces
+        what came from outside of graphs.
 
         Raises:
             ConfigError: the model was captured before; its graphs read the buffers of then.

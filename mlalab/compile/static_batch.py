@@ -11,7 +11,7 @@ from torch import Tensor
 from mlalab.cache import PAD_SLOT
 from mlalab.compile.settings import CompileConfig
 from mlalab.context import BatchMetadata, ForwardContext
-from mlalab.errors import InputError
+from mlalab.ops.checks import check_slot_count
 from mlalab_kernels.mla_decode_attention.lengths import DeviceLengths
 
 
@@ -55,11 +55,8 @@ class StaticBatch:
             InputError: slots of more tokens than there are.
         """
         tokens = positions.size(0)
-        if slot_mapping is not None and slot_mapping.size(0) > tokens:
-            raise InputError(
-                f"The slot mapping names {slot_mapping.size(0)} tokens but the batch has {tokens}; "
-                f"it may be shorter than the batch, never longer."
-            )
+        if slot_mapping is not None:
+            check_slot_count(slot_mapping, tokens)
         self.positions[:tokens].copy_(positions)
         self.positions[tokens:size].zero_()
         self.hidden_TD[:tokens].copy_(hidden_TD)

@@ -22,15 +22,20 @@ def check_slots(context: ForwardContext, cache: PagedCache, num_tokens: int) -> 
     """Raise when the context's slot mapping does not fit the batch or, if checked, the cache."""
     slots, num_slots = context.slot_mapping, cache.num_slots
     assert slots is not None
-    if slots.size(0) > num_tokens:
-        raise InputError(
-            f"The slot mapping names {slots.size(0)} tokens but the batch has {num_tokens}; "
-            f"it may be shorter than the batch, never longer."
-        )
+    check_slot_count(slots, num_tokens)
     if context.checked and slots.numel() and int(slots.max()) >= num_slots:
         raise InputError(
             f"Slot {int(slots.max())} lies outside the cache of {num_slots} slots; "
             f"allocate more blocks, or use -1 for padding."
+        )
+
+
+def check_slot_count(slots: Tensor, num_tokens: int) -> None:
+    """Raise when a slot mapping names more tokens than the batch has."""
+    if slots.size(0) > num_tokens:
+        raise InputError(
+            f"The slot mapping names {slots.size(0)} tokens but the batch has {num_tokens}; "
+            f"it may be shorter than the batch, never longer."
         )
 
 
