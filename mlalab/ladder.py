@@ -13,7 +13,7 @@ import torch
 from torch._inductor.exc import InductorError
 from torch._inductor.graph import GraphLowering
 
-from mlalab.compile.config import FUSION_FLAGS, PassConfig
+from mlalab.compile.config import MLA_FUSED, UNFUSED, PassConfig
 from mlalab.lab import record
 from mlalab.layers.options import LayerOptions
 from mlalab.records import NodeRecord, StepRecord
@@ -21,9 +21,6 @@ from mlalab.shapes import AttentionShape
 from mlalab.viz.cost import node_bytes
 from mlalab.viz.ladder import Calls, Ladder
 from mlalab.workbench import Workbench, build
-
-UNFUSED = PassConfig(**dict.fromkeys(FUSION_FLAGS, False))
-FUSED = PassConfig(fuse_aiter_qk_rope_kvcache_mla=True)
 
 _PRODUCTS = ("linear", "bmm", "aten.mm", "aten.bmm")
 # How the code that Inductor writes starts what, on a CPU or a GPU.
@@ -67,7 +64,7 @@ def ladder(
         ("eager", seen),
         ("opaque", calls_in(written_code(opaque, UNFUSED)) + hidden),
         ("exposed", calls_in(written_code(exposed, UNFUSED))),
-        ("exposed + passes", calls_in(written_code(exposed, FUSED))),
+        ("exposed + passes", calls_in(written_code(exposed, MLA_FUSED))),
     ]
     return Ladder(f"{model}: one layer, {tokens} decode requests", rungs)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mlalab.compile.config import UNFUSED
 from mlalab.errors import ConfigError
-from mlalab.ladder import UNFUSED, calls_in, ladder, written_code
+from mlalab.ladder import calls_in, ladder, written_code
 from mlalab.layers.options import LayerOptions
 from mlalab.viz.ladder import Calls
 from mlalab.workbench import build

@@ -12,7 +12,7 @@ import torch
 
 from mlalab.cache import KVCacheDtype
 from mlalab.compile.capture import Mode
-from mlalab.compile.config import FUSION_FLAGS, PassConfig
+from mlalab.compile.config import MLA_FUSED, UNFUSED, PassConfig
 from mlalab.compile.cudagraph_modes import CudaGraphMode
 from mlalab.context import BatchKind
 from mlalab.serving.blocks import BlockPool
@@ -34,14 +34,12 @@ class Face:
     passes: PassConfig | None
 
 
-_PLAIN = PassConfig(**dict.fromkeys(FUSION_FLAGS, False))
-_FUSED = PassConfig(fuse_rope_kvcache_cat_mla=True, fuse_aiter_qk_rope_kvcache_mla=True)
 FACES: Mapping[str, Face] = {
     "eager": Face(False, None),
-    "opaque": Face(False, _PLAIN),
-    "opaque+passes": Face(False, _FUSED),
-    "exposed": Face(True, _PLAIN),
-    "exposed+passes": Face(True, _FUSED),
+    "opaque": Face(False, UNFUSED),
+    "opaque+passes": Face(False, MLA_FUSED),
+    "exposed": Face(True, UNFUSED),
+    "exposed+passes": Face(True, MLA_FUSED),
 }
 
 

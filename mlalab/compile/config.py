@@ -72,6 +72,9 @@ FUSION_FLAGS = (
     "fuse_aiter_qk_rope_kvcache_mla",
 )
 FLAGS = ("eliminate_noops", *FUSION_FLAGS)
+UNFUSED = PassConfig(**dict.fromkeys(FUSION_FLAGS, False))
+MLA_FUSED = PassConfig(fuse_rope_kvcache_cat_mla=True, fuse_aiter_qk_rope_kvcache_mla=True)
+"""Every fusion that MLA layers have, in the graphs that each applies to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
