@@ -22,7 +22,7 @@ from mlalab.compile.cudagraph_modes import STYLES
 from mlalab.compile.entries import Entry, compile_entry
 from mlalab.compile.faces import Face
 from mlalab.compile.pieces import compile_pieces
-from mlalab.compile.ranges import CompileRange, decode_bound
+from mlalab.compile.ranges import CompileRange
 from mlalab.compile.report import Report, report_of, warn_of_misses, warn_of_useless
 from mlalab.compile.settings import CompileConfig
 from mlalab.context import (
@@ -41,7 +41,6 @@ from mlalab.records import StepStatus
 
 Graph = Callable[[Tensor, Tensor], Any]
 """(positions, hidden_TD) → what the model returns."""
-
 
 KINDS: tuple[BatchKind, ...] = get_args(BatchKind)
 
@@ -115,7 +114,9 @@ class CompiledModel:
     def reset(self) -> None:
         """Forget every graph; the next call traces and compiles again."""
         self.entries: dict[GraphKey, Entry] = {}
-        self._faces = {kind: Face(self.module, kind) for kind in KINDS}
+        rows = dict.fromkeys(KINDS, self.config.max_num_batched_tokens)
+        rows["decode"] = self.config.decode_bound
+        self._faces = {kind: Face(self.module, kind, rows[kind]) for kind in KINDS}
         self._chosen: dict[tuple[BatchKind, int], Graph] = {}
         self.replays = Replays()
 
@@ -224,7 +225,6 @@ class CompiledModel:
     def warm_up(self) -> None:
         """Compile every graph now, in profile runs: no cache is written."""
         layer, config = self.layers[0], self.config
-        bound = decode_bound(config.max_num_seqs, config.num_speculative_tokens)
         spans = [(size, size) for size in config.compile_sizes]
         spans += [(served.start, served.end) for served in self.ranges]
         context = ForwardContext(layers={x.layer_name: x for x in self.layers}, checked=False)
@@ -236,7 +236,7 @@ class CompiledModel:
                     device=layer.options.device,
                 )
                 positions = torch.zeros(most, dtype=torch.int64, device=hidden.device)
-                for kind in KINDS if least <= bound else ("general", "prefill"):
+                for kind in KINDS if least <= config.decode_bound else ("general", "prefill"):
                     self._choose(kind, positions, hidden)
 
     def partitions(self) -> dict[BatchKind, int]:

@@ -26,10 +26,11 @@ class Face:
     Args:
         module: called as `module(positions, hidden_TD)`; returns a tensor or a tuple of tensors.
         kind: the graph will serve nothing but batches of this kind.
+        typical_rows: token count that Inductor chooses its kernels for; no limit.
     """
 
-    def __init__(self, module: nn.Module, kind: BatchKind) -> None:
-        self.module, self.kind = module, kind
+    def __init__(self, module: nn.Module, kind: BatchKind, typical_rows: int) -> None:
+        self.module, self.kind, self._typical_rows = module, kind, typical_rows
         self._graph: fx.GraphModule | None = None
         self._fixed: list[Any] = []
         self._places: tuple[list[int], list[int], list[int]] = ([], [], [])
@@ -97,7 +98,8 @@ class Face:
         # Aliases, so that the marks do not stay on the caller's tensors.
         arguments = [x.view_as(x) for x in (positions, hidden_TD)]
         for x in arguments:
-            torch._dynamo.decorators.mark_unbacked(x, 0)
+            # With nothing to go by, Inductor takes two kernels where one does, for a norm say.
+            torch._dynamo.decorators.mark_unbacked(x, 0, hint_override=self._typical_rows)
         torch._dynamo.reset()
         try:
             with graph_serves(self.kind):

@@ -78,10 +78,14 @@ class CompileConfig:
         )
         if self.cudagraph_capture_sizes is not None:
             others = tuple(sorted({*self.cudagraph_capture_sizes}))
-            bound = decode_bound(self.max_num_seqs, self.num_speculative_tokens)
             whole = (x for x in others if x % self.decode_query_len == 0)
-            decode = tuple(size for size in whole if size <= bound)
+            decode = tuple(size for size in whole if size <= self.decode_bound)
         return decode, others
+
+    @property
+    def decode_bound(self) -> int:
+        """The most tokens that a uniform decode batch can have."""
+        return decode_bound(self.max_num_seqs, self.num_speculative_tokens)
 
     @property
     def decode_query_len(self) -> int:
@@ -97,8 +101,7 @@ class CompileConfig:
         decided = resolve(self.pass_config, self.level, facts)
         if decided.aiter_qk_rope_kvcache_fusion_max_token_num is not None:
             return decided
-        bound = decode_bound(self.max_num_seqs, self.num_speculative_tokens)
-        return replace(decided, aiter_qk_rope_kvcache_fusion_max_token_num=bound)
+        return replace(decided, aiter_qk_rope_kvcache_fusion_max_token_num=self.decode_bound)
 
     def ranges(self, decided: PassConfig, passes: Iterable[Pass]) -> tuple[CompileRange, ...]:
         """Return the compile ranges, cut where one of `passes` that is on stops to apply."""

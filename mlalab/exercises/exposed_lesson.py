@@ -96,7 +96,7 @@ class Captured(NamedTuple):
 def captured(kind: BatchKind, *, exposed: bool = True, num_layers: int = 1) -> Captured:
     """Trace the tiny model for one kind of batch, and cut the graph."""
     bench = bench_of(batch("mixed"), exposed=exposed, num_layers=num_layers)
-    face = Face(bench.module, kind)
+    face = Face(bench.module, kind, typical_rows=8)
     with graph_serves(kind):
         gm, _ = bench.run(face.traced, bench.positions, bench.hidden_TD)
     sizes = {node.name: frozenset(map(str, made_up_sizes(node))) for node in gm.graph.nodes}

@@ -21,7 +21,7 @@ def pieces_of(kind="general", exposed=True):
 
     options = LayerOptions(exposed=exposed, kv_cache_dtype="fp8", dtype=torch.bfloat16)
     bench = build("tiny", tokens=4, num_layers=2, options=options)
-    face = Face(bench.module, kind)
+    face = Face(bench.module, kind, typical_rows=8)
     with graph_serves(kind):
         gm, _ = bench.run(face.traced, bench.positions, bench.hidden_TD)
     split, safe = cut(gm, face.activations)
