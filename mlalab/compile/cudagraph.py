@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlalab.compile.captured import Capture, Captured, Replays, capture_on_gpu
+from mlalab.compile.captured import Capture, Captured, CudaGraphCapture, Replays, storages
 from mlalab.compile.cudagraph_modes import STYLES
 from mlalab.compile.cudagraph_refusals import refusals
 from mlalab.compile.dispatch import KINDS, CompiledModel
@@ -62,12 +62,12 @@ class CudaGraphs:
 
     Args:
         model: its config says which mode, which sizes, and how large requests get.
-        capture: how a function is captured.
+        capture: how a function is captured; None: as a CUDA graph.
     """
 
-    def __init__(self, model: CompiledModel, capture: Capture = capture_on_gpu) -> None:
-        self.model, self._capture = model, capture
-        self.refusals = refusals(model, on_gpu=capture is capture_on_gpu)
+    def __init__(self, model: CompiledModel, capture: Capture | None = None) -> None:
+        self.model, self._capture = model, capture or CudaGraphCapture()
+        self.refusals = refusals(model, on_gpu=capture is None)
         decode, others = model.config.capture_sizes
         asked = STYLES[model.config.cudagraph_mode]
         self._styles = {k: style for k, style in asked.items() if k not in self.refusals}
@@ -82,8 +82,7 @@ class CudaGraphs:
     def capture_all(self) -> None:
         """Compile and capture every size, the largest first.
 
-        Graphs share what they only need while they run; each keeps its results, and its pieces
-        what came from outside of graphs.
+        Graphs of different sizes and kinds share their memory, as only one batch runs at a time.
 
         Raises:
             ConfigError: the model was captured before; its graphs read the buffers of then.
@@ -98,6 +97,9 @@ class CudaGraphs:
         if rows:
             self._batch = StaticBatch(self.model.layers, self.model.config, rows)
             replays.capture, replays.taken = self._capture, True
+            module, batch = self.model.module, self._batch
+            weights = (*module.parameters(), *module.buffers())
+            replays.fixed = storages((weights, batch.positions, batch.hidden_TD))
             replays.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
             wanted = [(size, kind) for kind, sizes in self._sizes.items() for size in sizes]
             with _on(self._batch.positions.device):
@@ -122,10 +124,11 @@ class CudaGraphs:
         with torch.no_grad(), forward_context(batch.context(size, metadata)):
             run = model.graph_for(kind, *inputs)
             if full:
-                self._full[size] = Captured(run, inputs, self._capture, model.replays.pool)
+                self._full[size] = Captured(run, inputs, model.replays)
             else:
                 with model.replays.of_size(size, capturing=True):
                     run(*inputs)
+        model.replays.let_go()
 
     def __call__(self, positions: Tensor, hidden_TD: Tensor) -> Any:
         """Run the batch, in a captured graph if one serves it."""
