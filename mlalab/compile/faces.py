@@ -99,7 +99,9 @@ class Face:
         arguments = [x.view_as(x) for x in (positions, hidden_TD)]
         for x in arguments:
             # With nothing to go by, Inductor takes two kernels where one does, for a norm say.
-            torch._dynamo.decorators.mark_unbacked(x, 0, hint_override=self._typical_rows)
+            torch._dynamo.decorators.mark_unbacked(
+                x, 0, hint_override=self._typical_rows, shape_id="rows"
+            )
         torch._dynamo.reset()
         try:
             with graph_serves(self.kind):

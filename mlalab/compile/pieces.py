@@ -52,7 +52,7 @@ def cut(gm: fx.GraphModule, activations: Collection[int]) -> tuple[fx.GraphModul
         if node.op in ("placeholder", "output"):
             continue
         safe = not _is_unsafe(node, own)
-        if not safe or not changing.isdisjoint(node.all_input_nodes):
+        if not safe or not (_is_of_sizes(node) or changing.isdisjoint(node.all_input_nodes)):
             changing.add(node)
             if not kinds or kinds[-1] != safe:
                 kinds.append(safe)
@@ -66,6 +66,13 @@ def _is_unsafe(node: fx.Node, own: AbstractSet[Any]) -> bool:
     if node.target in SPLITTING_OPS:
         return True
     return any(not made_up_sizes(x) <= own for x in (node, *node.all_input_nodes))
+
+
+def _is_of_sizes(node: fx.Node) -> bool:
+    """Return whether this reads, computes or asserts a size: nothing that the device does."""
+    value = node.meta.get("example_value")
+    is_size = isinstance(value, (int, torch.SymInt, torch.SymBool))
+    return is_size or node.target is torch.ops.aten._assert_scalar.default
 
 
 def made_up_sizes(node: fx.Node) -> set[Any]:

@@ -109,9 +109,10 @@ class MLAPaths(nn.Module):
         if kind == "decode":
             return [self._attend_decode(q_TNH, q_prepped_TNC, kv_c_TL.size(0), **dependencies)]
         n = self.split_batch(kv_c_TL) if num_decode_tokens is None else num_decode_tokens
-        rest = (None if x is None else x[n:] for x in (q_TNH, kv_c_TL, k_pe_T1R))
+        sides = (_split_at(n, x) for x in (q_TNH, kv_c_TL, k_pe_T1R))
+        (q_nNH, *_), rest = zip(*sides, strict=True)
         return [
-            self._attend_decode(q_TNH, q_prepped_TNC, n, **dependencies),
+            self._attend_decode(q_nNH, q_prepped_TNC, n, **dependencies),
             self.attend_prefill(*rest, **dependencies),
         ]
 
@@ -199,6 +200,15 @@ class MLAPaths(nn.Module):
             *(q_TNH, torch.cat((context_c, kv_c_TL)), torch.cat((context_pe, k_pe_TR))),
             *(self._w_kv_b, self.softmax_scale),
         )
+
+
+def _split_at(rows: int, x: Tensor | None) -> Sequence[Tensor | None]:
+    """Return the first rows and the rest.
+
+    In one op: a slice up to a size known only when it runs may have to be clamped, and Inductor
+    must find out that it need not be.
+    """
+    return (None, None) if x is None else x.split_with_sizes((rows, x.size(0) - rows))
 
 
 def split_once(layers: Sequence[Any] | nn.ModuleList, hidden_TD: Tensor) -> dict[str, int]:

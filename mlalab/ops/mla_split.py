@@ -35,7 +35,17 @@ def mla_split_batch_fake(kv_c: Tensor, layer_name: str) -> int:
     rows: Any = torch.library.get_ctx().new_dynamic_size()
     torch._check(rows >= 0)
     torch._check(rows <= kv_c.size(0))
+    _expect_half(rows, kv_c.size(0))
     return rows
+
+
+def _expect_half(rows: Any, total: Any) -> None:
+    """Let Inductor plan for a batch of which half decodes; by itself it assumes 8192 rows do."""
+    hints = rows.node.shape_env.var_to_hint_override
+    known = total if isinstance(total, int) else hints.get(total.node.expr)
+    half = (known or torch._inductor.config.unbacked_symint_fallback) // 2
+    if half:  # torch 2.11 divides by it
+        hints[rows.node.expr] = half
 
 
 def mla_attention_decode(
