@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,7 +16,9 @@ import torch
 from torch import fx
 from torch._functorch.aot_autograd import make_boxed_func
 from torch._inductor import compile_fx as inductor
+from torch._inductor.dependencies import MemoryDep, StarDep
 from torch._inductor.fx_passes import post_grad
+from torch._inductor.ir import View, is_storage_and_layout
 from torch._inductor.lowering import fallback_handler, lowerings
 from torch._inductor.runtime.runtime_utils import cache_dir
 from torch._inductor.virtualized import V
@@ -37,6 +40,8 @@ def configured(driver: PassDriver, *, cache: bool = False) -> Iterator[None]:
     """
     with (
         _bmm_of_any_size(),
+        _views_of_any_size(),
+        _hints_count(),
         torch._inductor.config.patch(
             enable_auto_functionalized_v2=False,
             fx_graph_cache=cache,
@@ -63,6 +68,47 @@ def _bmm_of_any_size() -> Iterator[None]:
         return chosen(*arguments, **options)
 
     with mock.patch.dict(lowerings, {bmm: lower}):
+        yield
+
+
+@contextlib.contextmanager
+def _views_of_any_size() -> Iterator[None]:
+    """Have a reshape of what is computed on the way be an index, as torch 2.13 does itself.
+
+    Torch 2.11 writes it to memory first where a size depends on data, and fuses nothing around it:
+    sixteen kernels for a layer's RoPE and norms in place of six.
+    """
+    own = View.create.__func__
+
+    def create(cls: type[View], x: Any, new_size: Sequence[Any]) -> Any:
+        old, new = cls.resolve_negative_size(x.get_size(), new_size)
+        pairs = zip(old, new, strict=False)
+        kept = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        inner = (*old[kept:], *new[kept:])
+        if is_storage_and_layout(x) or not inner or 0 in new or free_unbacked_symbols(inner):
+            return own(cls, x, new_size)
+        reindex = cls.dynamic_reshape_indexer(old[kept:], new[kept:])
+        return cls(data=x, size=new, reindex=lambda at: [*at[:kept], *reindex(at[kept:])])
+
+    with mock.patch.object(View, "create", classmethod(create)):
+        yield
+
+
+@contextlib.contextmanager
+def _hints_count() -> Iterator[None]:
+    """Have fusing weigh what has a hint of its size, as torch 2.13 does itself.
+
+    To torch 2.11 nothing is saved where a size depends on data, and a norm takes two kernels.
+    """
+
+    def has_no_hint(dep: Any) -> bool:
+        hints = V.graph.sizevars.shape_env.var_to_hint_override
+        return any(symbol not in hints for symbol in free_unbacked_symbols(dep.get_numel()))
+
+    with (
+        mock.patch.object(MemoryDep, "has_unbacked_symbols", has_no_hint),
+        mock.patch.object(StarDep, "has_unbacked_symbols", has_no_hint),
+    ):
         yield
 
 
