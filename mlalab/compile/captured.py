@@ -53,9 +53,10 @@ class Captured:
     def __init__(
         self, function: Callable[..., Any], inputs: Sequence[Any], replays: Replays
     ) -> None:
-        # What a first call compiles, loads or allocates must not happen during the capture.
         returned = storages(function(*inputs))
         self._inputs = tuple(replays.settled(i, x, returned) for i, x in enumerate(inputs))
+        # What a first call compiles, loads or allocates must not happen during the capture.
+        function(*self._inputs)
         self._replay, self._results = replays.capture(lambda: function(*self._inputs), replays.pool)
         self._tensors = [i for i, x in enumerate(inputs) if isinstance(x, Tensor)]
         replays.add(self, storages(self._results))
