@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch._prims_common import compute_required_storage_length
 from torch.utils import _pytree as pytree
+
+from mlalab.passes.values import storages
 
 
 class Capture(Protocol):
@@ -70,11 +74,11 @@ class Captured:
         self._replay()
         return self._results
 
-    def let_go(self, results: Collection[int], alias: Callable[[Tensor], Tensor]) -> None:
+    def let_go(self, results: AbstractSet[int], alias: Callable[[Tensor], Tensor]) -> None:
         """Keep none of the memory in `results`: to be called when all of the batch is captured."""
 
         def weak(x: Any) -> Any:
-            return alias(x) if isinstance(x, Tensor) and storage_of(x) in results else x
+            return alias(x) if isinstance(x, Tensor) and storages(x) <= results else x
 
         self._inputs, self._results = pytree.tree_map(weak, (self._inputs, self._results))
 
@@ -107,7 +111,7 @@ class Replays:
         self._of_this_batch.append(captured)
         self._results.update(results)
 
-    def settled(self, place: int, x: Any, returned: Collection[int]) -> Any:
+    def settled(self, place: int, x: Any, returned: AbstractSet[int]) -> Any:
         """Return what a capture reads as its input `place`: `x`, or a copy that others share.
 
         Args:
@@ -116,14 +120,16 @@ class Replays:
         """
         if not isinstance(x, Tensor) or not x.numel():
             return x
-        if storage_of(x) in self.fixed or storage_of(x) in self._results:
+        own = storages(x)
+        if own <= self.fixed or own <= self._results:
             return x
-        if storage_of(x) in returned:
-            return x.clone(memory_format=torch.preserve_format)
-        extent = 1 + sum((n - 1) * step for n, step in zip(x.size(), x.stride(), strict=True))
-        held = self._staging.get((place, x.dtype))
+        key, extent = (place, x.dtype), compute_required_storage_length(x.size(), x.stride(), 0)
+        shared = own.isdisjoint(returned)
+        held = self._staging.get(key) if shared else None
         if held is None or held.numel() < extent:
-            held = self._staging[place, x.dtype] = x.new_empty(extent)
+            held = x.new_empty(extent)
+            if shared:
+                self._staging[key] = held
         return held.as_strided(x.size(), x.stride()).copy_(x)
 
     def let_go(self) -> None:
@@ -157,13 +163,3 @@ class Piece:
             self.captured[size] = Captured(self.call, inputs, self.replays)
         found = self.captured.get(size) if size is not None else None
         return self.call(*inputs) if found is None else found(*inputs)
-
-
-def storage_of(x: Tensor) -> int:
-    """Return where the memory begins that a tensor is a view of."""
-    return x.untyped_storage().data_ptr()
-
-
-def storages(values: Any) -> set[int]:
-    """Return where the memory of all tensors in `values` begins."""
-    return {storage_of(x) for x in pytree.tree_leaves(values) if isinstance(x, Tensor)}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlalab.compile.captured import Capture, Captured, CudaGraphCapture, Replays, storages
+from mlalab.compile.captured import Capture, Captured, CudaGraphCapture, Replays
 from mlalab.compile.cudagraph_modes import STYLES
 from mlalab.compile.cudagraph_refusals import refusals
 from mlalab.compile.dispatch import KINDS, CompiledModel
@@ -30,6 +30,7 @@ from mlalab.context import (
 )
 from mlalab.errors import ConfigError
 from mlalab.ops.checks import check_positions, check_slots
+from mlalab.passes.values import storages
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ def compile_and_save(module, path):
         forward_context(context),
         # torch saves only what its own cache could hold.
         inductor.configured(driver, cache=True),
-        # On by default from torch 2.12 on.
+        # Off by default in torch 2.11.
         torch._dynamo.config.patch(enable_aot_compile=True),
     ):
         function = torch.compile(module.forward, fullgraph=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mlalab.compile.captured import Captured, CudaGraphCapture, Replays, storage_of
+from mlalab.compile.captured import Captured, CudaGraphCapture, Replays
+from mlalab.passes.values import storages
 from tests.compile.replaying import Recorded
 
 
@@ -22,7 +23,7 @@ def test_a_replay_reads_what_it_is_given(replays):
 
 def test_weights_are_read_where_they_are(replays):
     weight = torch.ones(3)
-    replays.fixed = {storage_of(weight)}
+    replays.fixed = storages(weight)
     scaled = Captured(lambda x, w: x * w[1:], [torch.ones(2), weight[:]], replays)
     weight.fill_(7.0)
     assert scaled(torch.ones(2), weight[:]).tolist() == [7.0, 7.0]
@@ -58,10 +59,12 @@ def test_strides_are_kept(replays):
 
 def test_a_view_that_is_returned_outlives_other_replays(replays):
     """A shared place would be written anew by the second."""
-    first, second = (Captured(lambda x: x[1:], [torch.zeros(3)], replays) for _ in range(2))
+    zeros = torch.zeros(6)[::2]
+    first, second = (Captured(lambda x: x[1:], [zeros], replays) for _ in range(2))
     kept = first(torch.full((3,), 1.0))
     second(torch.full((3,), 2.0))
     assert kept.tolist() == [1.0, 1.0]
+    assert kept.stride() == zeros.stride()
 
 
 def test_results_of_one_batch_are_inputs_of_its_next_piece(replays):
@@ -106,7 +109,7 @@ def test_what_is_let_go_stays_in_place_and_owns_nothing():
 def test_cuda_graphs_of_different_sizes_share_memory():
     """Two pieces a size, and one in between that runs as it is."""
     weight = torch.randn(512, 512, device="cuda")
-    replays = Replays(fixed={storage_of(weight)}, pool=torch.cuda.graph_pool_handle())
+    replays = Replays(fixed=storages(weight), pool=torch.cuda.graph_pool_handle())
     graphs, used = {}, []
     for rows in (64, 32, 16, 8):
         x = torch.randn(rows, 512, device="cuda")
